@@ -1,0 +1,193 @@
+"""Named arrays whose leading axis is events, with a ragged kind for events of many tracks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillfit.core.errors import DataError, ShapeError
+
+Array: TypeAlias = NDArray[Any]
+Index: TypeAlias = slice | NDArray[np.int64] | NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Events of different length, flat: event `i` is `values[offsets[i]:offsets[i + 1]]`.
+
+    `values` has shape (items, ...), `offsets` shape (events + 1,), int64, from 0 to `items`,
+    never falling. Flat storage beats padding: no wasted arithmetic and no upper limit.
+    """
+
+    values: Array
+    offsets: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        offsets = self.offsets
+        if offsets.ndim != 1 or len(offsets) < 1 or offsets.dtype != np.int64:
+            raise ShapeError(
+                f"offsets must be one int64 axis of events + 1 entries, got shape {offsets.shape} "
+                f"of {offsets.dtype}"
+            )
+        if offsets[0] != 0 or offsets[-1] != len(self.values) or np.any(np.diff(offsets) < 0):
+            raise ShapeError(
+                f"offsets must rise from 0 to the {len(self.values)} items, got "
+                f"{offsets[0]} to {offsets[-1]}; were the values cut without their offsets?"
+            )
+
+    @classmethod
+    def from_counts(cls, values: Array, counts: NDArray[np.integer[Any]]) -> Ragged:
+        """Build from the number of items of each event."""
+        offsets = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        return cls(values, offsets)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Items of each event, shape (events,)."""
+        return np.diff(self.offsets)
+
+    @property
+    def events(self) -> NDArray[np.int64]:
+        """The event of each item, shape (items,)."""
+        return np.repeat(np.arange(len(self)), self.counts)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.values.nbytes + self.offsets.nbytes)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: Index) -> Ragged:
+        """A contiguous slice is a view; an index or mask copies."""
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step == 1:
+                stop = max(stop, start)
+                first = self.offsets[start]
+                return Ragged(
+                    self.values[first : self.offsets[stop]], self.offsets[start : stop + 1] - first
+                )
+            index = np.arange(start, stop, step)
+        rows = np.asarray(index)
+        if rows.dtype == np.bool_:
+            rows = np.flatnonzero(rows)
+        counts = self.counts[rows]
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        # Position inside the output minus the start of its event, plus the start in the input.
+        items = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][rows] - offsets[:-1], counts)
+        return Ragged(self.values[items], offsets)
+
+
+Column: TypeAlias = Array | Ragged
+Arrays: TypeAlias = Mapping[str, Column]
+
+
+def n_events(arrays: Arrays) -> int:
+    """Events that every column agrees on; `ShapeError` where they do not."""
+    sizes = {name: len(column) for name, column in arrays.items()}
+    if len(set(sizes.values())) > 1:
+        raise ShapeError(f"columns disagree on the number of events: {sizes}")
+    return next(iter(sizes.values()), 0)
+
+
+def take(arrays: Arrays, index: Index) -> dict[str, Column]:
+    """The events at `index` of every column."""
+    return {name: column[index] for name, column in arrays.items()}
+
+
+def concat(parts: Sequence[Arrays]) -> dict[str, Column]:
+    """Join along events; every part must have the same columns."""
+    if not parts:
+        return {}
+    names = list(parts[0])
+    for part in parts[1:]:
+        if set(part) != set(names):
+            raise ShapeError(
+                f"parts have different columns: {sorted(names)} and {sorted(part)}; "
+                "was the feature list changed?"
+            )
+    return {name: concat_columns([part[name] for part in parts]) for name in names}
+
+
+def concat_columns(columns: Sequence[Column]) -> Column:
+    """Join columns of one kind along events."""
+    if all(isinstance(column, Ragged) for column in columns):
+        ragged = [column for column in columns if isinstance(column, Ragged)]
+        return Ragged.from_counts(
+            np.concatenate([column.values for column in ragged]),
+            np.concatenate([column.counts for column in ragged]),
+        )
+    dense = [column for column in columns if not isinstance(column, Ragged)]
+    if len(dense) != len(columns):
+        raise ShapeError("cannot join ragged and dense columns of the same name")
+    return np.concatenate(dense)
+
+
+def n_bytes(arrays: Arrays) -> int:
+    """Bytes of all columns."""
+    return sum(column.nbytes for column in arrays.values())
+
+
+def flatten(arrays: Arrays) -> dict[str, Array]:
+    """Plain named arrays, as files hold them: a ragged `x` becomes `x` and `x#offsets`."""
+    flat: dict[str, Array] = {}
+    for name, column in arrays.items():
+        if "#" in name:
+            raise DataError(f"a column must not have '#' in its name, got {name!r}")
+        if isinstance(column, Ragged):
+            flat[name] = column.values
+            flat[f"{name}#offsets"] = column.offsets
+        else:
+            flat[name] = column
+    return flat
+
+
+def unflatten(flat: Mapping[str, Array]) -> dict[str, Column]:
+    """The inverse of `flatten`."""
+    columns: dict[str, Column] = {}
+    for name, values in flat.items():
+        if name.endswith("#offsets"):
+            continue
+        offsets = flat.get(f"{name}#offsets")
+        columns[name] = values if offsets is None else Ragged(values, offsets)
+    return columns
+
+
+def content_hash(arrays: Arrays) -> str:
+    """SHA-256 of names, types, shapes and bytes: equal content, equal hash, on any machine."""
+    digest = hashlib.sha256()
+    for name, values in sorted(flatten(arrays).items()):
+        little = np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<"), copy=False))
+        digest.update(f"{name}|{little.dtype.str}|{little.shape}|".encode())
+        digest.update(little.tobytes())
+    return digest.hexdigest()
+
+
+def first_bad(arrays: Arrays) -> str | None:
+    """Name the first column with a NaN or infinity and say where, or None if all are finite."""
+    for name, column in arrays.items():
+        values = column.values if isinstance(column, Ragged) else column
+        if not np.issubdtype(values.dtype, np.floating):
+            continue
+        # One pass without a mask: the sum is finite unless something in it is not (or overflows).
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(values.sum(dtype=np.float64)):
+                continue
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            where = tuple(int(i) for i in bad[0])
+            return f"column {name!r} holds {values[where]} at {where} ({len(bad)} in all)"
+    return None
+
+
+def names_of(items: Iterable[str]) -> str:
+    """A readable list of names for error texts."""
+    return ", ".join(sorted(items)) or "none"

@@ -1,0 +1,1 @@
+"""Who asks for a change (policies), who allows it (gates), and when (windows)."""

@@ -1,0 +1,1 @@
+"""Networks, tasks (loss and error) and the plain training step."""

@@ -1,0 +1,1 @@
+"""Statistics that turn a stream into evidence: `init() -> state`, `step(state, ...)`."""

@@ -1,0 +1,1 @@
+"""Versions and journal: append-only, content-addressed, atomic switch and rollback."""

@@ -1,0 +1,1 @@
+"""Where events come from, how labels are late, and the store of labelled events."""
