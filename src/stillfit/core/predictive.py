@@ -8,9 +8,9 @@ only third-party packages beside NumPy that this room knows.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 import scoringrules
@@ -42,6 +42,13 @@ def _positive(values: Floats, what: str) -> Floats:
             "did the network diverge, or is a log-variance unclipped?"
         )
     return values
+
+
+def _join_parts(parts: Sequence[tuple[Floats, Floats] | None]) -> tuple[Floats, Floats] | None:
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    return np.concatenate([a for a, _ in known]), np.concatenate([e for _, e in known])
 
 
 class Predictive(ABC):
@@ -90,6 +97,11 @@ class Predictive(ABC):
     def take(self, index: Index) -> Predictive:
         """The rows at `index` of the leading axis."""
 
+    @classmethod
+    @abstractmethod
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        """Join along the leading axis; the parts must be of one form."""
+
     def __len__(self) -> int:
         return len(self.mean)
 
@@ -114,7 +126,7 @@ class Predictive(ABC):
         part = place - below
         low = np.take_along_axis(table, below, 0)
         high = np.take_along_axis(table, below + 1, 0)
-        return low + part * (high - low)
+        return np.asarray(low + part * (high - low))
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +177,7 @@ class Mixture(Predictive):
     @property
     def variance(self) -> Floats:
         spread = (self.means - self.mean[..., None]) ** 2
-        return (self.variances + spread) @ self._weights
+        return np.asarray((self.variances + spread) @ self._weights)
 
     @property
     def aleatoric(self) -> Floats | None:
@@ -215,6 +227,15 @@ class Mixture(Predictive):
     def take(self, index: Index) -> Mixture:
         parts = None if self.parts is None else (self.parts[0][index], self.parts[1][index])
         return Mixture(self.means[index], self.variances[index], self.weights, parts)
+
+    @classmethod
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        return cls(
+            np.concatenate([part.means for part in parts]),
+            np.concatenate([part.variances for part in parts]),
+            parts[0].weights,
+            _join_parts([part.parts for part in parts]),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,6 +294,15 @@ class StudentT(Predictive):
     def take(self, index: Index) -> StudentT:
         parts = None if self.parts is None else (self.parts[0][index], self.parts[1][index])
         return StudentT(self.location[index], self.scale[index], self.dof[index], parts)
+
+    @classmethod
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        return cls(
+            np.concatenate([part.location for part in parts]),
+            np.concatenate([part.scale for part in parts]),
+            np.concatenate([part.dof for part in parts]),
+            _join_parts([part.parts for part in parts]),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -362,6 +392,10 @@ class QuantileTable(Predictive):
     def take(self, index: Index) -> QuantileTable:
         return QuantileTable(self.levels, self.values[index])
 
+    @classmethod
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        return cls(parts[0].levels, np.concatenate([part.values for part in parts]))
+
 
 @dataclass(frozen=True, eq=False)
 class Categorical:
@@ -418,6 +452,11 @@ class Categorical:
 
     def take(self, index: Index) -> Categorical:
         return Categorical(self.members[index])
+
+    @classmethod
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        """Join along events."""
+        return cls(np.concatenate([part.members for part in parts]))
 
 
 def bisect(cdf: Callable[[Floats], Floats], low: Floats, high: Floats, level: float) -> Floats:

@@ -1,0 +1,89 @@
+"""Plain networks for tables: dense layers with the scaling of their inputs inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+class Standardise(nn.Module):
+    """(x - mean) / std with buffers that are set from data once, per feature.
+
+    Scaling lives inside the network, so that a stored version needs nothing beside itself.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("std", torch.ones(features))
+
+    def set_from(self, x: NDArray[np.float32]) -> None:
+        """Take mean and deviation from rows (n, features); a constant feature keeps std 1."""
+        std = x.std(0)
+        self.mean.copy_(torch.from_numpy(x.mean(0)))
+        self.std.copy_(torch.from_numpy(np.where(std > 0, std, 1).astype(np.float32)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+class MLP(nn.Module):
+    """Standardised inputs, dense ReLU layers, `outputs` linear outputs, rescaled for regression.
+
+    For regression (`outputs=2`: mean and log-variance) the target's scale is a buffer pair too,
+    so that the network itself works on numbers of order one.
+    """
+
+    target_mean: Tensor
+    target_std: Tensor
+
+    def __init__(self, features: int, hidden: Sequence[int] = (64, 64), outputs: int = 2) -> None:
+        super().__init__()
+        sizes = [features, *hidden]
+        layers: list[nn.Module] = [Standardise(features)]
+        for before, after in pairwise(sizes):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
+        self.regression = outputs == 2
+        self.register_buffer("target_mean", torch.zeros(()))
+        self.register_buffer("target_std", torch.ones(()))
+
+    def set_scales(self, x: NDArray[np.float32], y: NDArray[np.float64] | None = None) -> None:
+        """Scale inputs, and the target of a regression, from training rows."""
+        scale = self.layers[0]
+        assert isinstance(scale, Standardise)
+        scale.set_from(x)
+        if y is not None and self.regression:
+            self.target_mean.fill_(float(y.mean()))
+            self.target_std.fill_(float(y.std()) or 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x)
+        if not self.regression:
+            return out
+        mean = out[:, 0] * self.target_std + self.target_mean
+        return torch.stack([mean, out[:, 1] + 2 * torch.log(self.target_std)], 1)
+
+
+class WithNoise(nn.Module):
+    """A network of one output with one learned log-variance for all events.
+
+    For users' own regression networks that state no uncertainty: the noise is then constant.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.log_variance = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.network(x).reshape(-1)
+        return torch.stack([mean, self.log_variance.expand_as(mean)], 1)

@@ -1,0 +1,167 @@
+"""What a network is asked to do: its loss for training, its error for monitors and gates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stillfit.core.arrays import Array, Arrays, Ragged, names_of
+from stillfit.core.errors import ShapeError
+from stillfit.core.predictive import Categorical, Mixture, Predictive
+from stillfit.models.tensors import Tensors
+
+# A log-variance beyond +-20 is a diverged network, not a statement about noise.
+LOG_VARIANCE_LIMIT = 20.0
+
+
+class Task(Protocol):
+    """Loss, prediction and error of a kind of network.
+
+    The task travels with the network, so that updaters, monitors and gates need not know what
+    is predicted. A method that states uncertainty differently brings its own task.
+    """
+
+    def prepare(self, network: nn.Module, inputs: Arrays) -> Arrays:
+        """Inputs as the network takes them; done once per data set, not once per step."""
+        ...
+
+    def loss(self, network: nn.Module, inputs: Tensors, targets: Tensors) -> Tensor:
+        """Mean training loss of a batch of prepared events, a scalar."""
+        ...
+
+    def predict(
+        self, network: nn.Module, inputs: Tensors
+    ) -> tuple[Predictive | Categorical, Arrays]:
+        """The headline prediction of prepared events, and further outputs by name."""
+        ...
+
+    def errors(
+        self, predictive: Predictive | Categorical, outputs: Arrays, targets: Arrays
+    ) -> dict[str, NDArray[np.float64]]:
+        """Errors by name, one number per event in the task's unit, lower is better.
+
+        `"error"` is the headline, which policies and gates read unless told otherwise.
+        """
+        ...
+
+
+def matrix(inputs: Arrays, names: tuple[str, ...]) -> Array:
+    """The named columns side by side, float32, shape (n, features)."""
+    missing = set(names) - set(inputs)
+    if missing:
+        raise ShapeError(
+            f"the serving model expects {len(names)} features but the stream lacks "
+            f"{names_of(missing)}; was the feature list changed since it was trained?"
+        )
+    columns = []
+    for name in names:
+        column = inputs[name]
+        if isinstance(column, Ragged):
+            raise ShapeError(f"feature {name!r} is ragged; this task takes one number per event")
+        columns.append(np.asarray(column, np.float32).reshape(len(column), -1))
+    return np.concatenate(columns, axis=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression:
+    """One number per event with Gaussian noise stated by the network.
+
+    The network maps (n, features) to (n, 2): mean and log-variance; loss: Gaussian negative
+    log-likelihood (Nix and Weigend 1994, doi:10.1109/ICNN.1994.374138). Errors: `"error"` is
+    |mean - y| in the unit of the target, `"squared"` its square.
+    """
+
+    features: tuple[str, ...]
+    target: str = "y"
+
+    def prepare(self, network: nn.Module, inputs: Arrays) -> Arrays:
+        return {"x": matrix(inputs, self.features)}
+
+    def loss(self, network: nn.Module, inputs: Tensors, targets: Tensors) -> Tensor:
+        mean, log_variance = self._outputs(network, inputs)
+        y = dense(targets, self.target).to(mean.dtype)
+        return 0.5 * (log_variance + (y - mean) ** 2 * torch.exp(-log_variance)).mean()
+
+    def predict(
+        self, network: nn.Module, inputs: Tensors
+    ) -> tuple[Predictive | Categorical, Arrays]:
+        mean, log_variance = self._outputs(network, inputs)
+        variance = torch.exp(log_variance.double())
+        return Mixture.gaussian(mean.double().numpy(), variance.numpy()), {}
+
+    def errors(
+        self, predictive: Predictive | Categorical, outputs: Arrays, targets: Arrays
+    ) -> dict[str, NDArray[np.float64]]:
+        assert isinstance(predictive, Predictive)
+        away = np.abs(predictive.mean - np.asarray(targets[self.target], np.float64))
+        return {"error": away, "squared": away**2}
+
+    def _outputs(self, network: nn.Module, inputs: Tensors) -> tuple[Tensor, Tensor]:
+        out = network(dense(inputs, "x"))
+        if out.ndim != 2 or out.shape[1] != 2:
+            raise ShapeError(
+                f"a regression network must return (n, 2), mean and log-variance, got "
+                f"{tuple(out.shape)}; wrap one of a single output in WithNoise"
+            )
+        return out[:, 0], out[:, 1].clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """One of `classes` per event; the network maps (n, features) to (n, classes) logits.
+
+    Loss: cross-entropy. Errors: `"error"` is 1 for a wrong class and 0 for the right one,
+    `"log_loss"` the negative log-probability of the right one, in nats.
+    """
+
+    features: tuple[str, ...]
+    classes: int
+    target: str = "y"
+
+    def prepare(self, network: nn.Module, inputs: Arrays) -> Arrays:
+        return {"x": matrix(inputs, self.features)}
+
+    def loss(self, network: nn.Module, inputs: Tensors, targets: Tensors) -> Tensor:
+        return functional.cross_entropy(
+            self._logits(network, inputs), dense(targets, self.target).long()
+        )
+
+    def predict(
+        self, network: nn.Module, inputs: Tensors
+    ) -> tuple[Predictive | Categorical, Arrays]:
+        probabilities = torch.softmax(self._logits(network, inputs).double(), 1)
+        return Categorical(probabilities.numpy()[:, None, :]), {}
+
+    def errors(
+        self, predictive: Predictive | Categorical, outputs: Arrays, targets: Arrays
+    ) -> dict[str, NDArray[np.float64]]:
+        assert isinstance(predictive, Categorical)
+        y = np.asarray(targets[self.target], np.int64)
+        wrong = (predictive.probabilities.argmax(1) != y).astype(np.float64)
+        return {"error": wrong, "log_loss": -predictive.log_prob(y)}
+
+    def _logits(self, network: nn.Module, inputs: Tensors) -> Tensor:
+        out: Tensor = network(dense(inputs, "x"))
+        if out.ndim != 2 or out.shape[1] != self.classes:
+            raise ShapeError(
+                f"a network for {self.classes} classes must return (n, {self.classes}), got "
+                f"{tuple(out.shape)}"
+            )
+        return out
+
+
+def dense(tensors: Tensors, name: str) -> Tensor:
+    """A named tensor that must not be ragged."""
+    value = tensors.get(name)
+    if not isinstance(value, Tensor):
+        raise ShapeError(
+            f"{name!r} must be one dense tensor; there are {names_of(tensors)}; "
+            "are the columns named as in the run file?"
+        )
+    return value
