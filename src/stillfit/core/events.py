@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -9,7 +10,18 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from stillfit.core.arrays import Arrays, Index, concat, n_bytes, n_events, names_of, take
+from stillfit.core.arrays import (
+    Array,
+    Arrays,
+    Index,
+    concat,
+    flatten,
+    n_bytes,
+    n_events,
+    names_of,
+    take,
+    unflatten,
+)
 from stillfit.core.errors import DataError, OrderError, ShapeError
 
 Conditions: TypeAlias = Mapping[str, float | str]
@@ -96,6 +108,10 @@ class Notice:
 Event: TypeAlias = Block | Labels | Notice
 
 
+def _under(flat: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    return {name[len(prefix) :]: part for name, part in flat.items() if name.startswith(prefix)}
+
+
 @dataclass(frozen=True)
 class Examples:
     """Events with their targets: what updaters learn from and gates judge on.
@@ -143,6 +159,35 @@ class Examples:
     def where(self, condition: str) -> Examples:
         """The events of one condition."""
         return self.take(np.flatnonzero(self.conditions == condition))
+
+    def to_arrays(self) -> dict[str, Array]:
+        """Plain named arrays, as files and learner states hold them; `from_arrays` inverts it."""
+        names, codes = np.unique(self.conditions, return_inverse=True)
+        text = json.dumps([str(name) for name in names]).encode()
+        flat: dict[str, Array] = {
+            "ids": self.ids,
+            "times": self.times,
+            "conditions": codes.astype(np.int32),
+            "condition_names": np.frombuffer(text, np.uint8).copy(),
+        }
+        flat.update({f"inputs/{name}": part for name, part in flatten(self.inputs).items()})
+        flat.update({f"targets/{name}": part for name, part in flatten(self.targets).items()})
+        return flat
+
+    @classmethod
+    def from_arrays(cls, flat: Mapping[str, Array]) -> Examples:
+        """The examples that `to_arrays` wrote; no arrays at all give no examples."""
+        if not flat:
+            return cls.empty()
+        names = np.array(json.loads(flat["condition_names"].tobytes()), np.str_)
+        codes = flat["conditions"]
+        return cls(
+            flat["ids"],
+            unflatten(_under(flat, "inputs/")),
+            unflatten(_under(flat, "targets/")),
+            flat["times"],
+            names[codes] if len(codes) else np.zeros(0, np.str_),
+        )
 
     @staticmethod
     def join(parts: list[Examples]) -> Examples:

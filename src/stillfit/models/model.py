@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -18,6 +17,7 @@ from stillfit.core.events import Examples
 from stillfit.core.predictive import Categorical, Predictive
 from stillfit.core.tables import did_you_mean
 from stillfit.core.values import JSON, Footprint, Served, VersionId
+from stillfit.models.networks import copy_network
 from stillfit.models.task import Task
 from stillfit.models.tensors import tensors
 
@@ -88,13 +88,6 @@ class Model:
         twin = self.copy()
         load_weights(twin.network, weights)
         return twin
-
-
-def copy_network(network: nn.Module) -> nn.Module:
-    """A deep copy without gradients or graph."""
-    twin = copy.deepcopy(network)
-    twin.zero_grad(set_to_none=True)
-    return twin
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Array]) -> None:

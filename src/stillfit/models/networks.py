@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from stillfit.core.errors import ConfigError
 
 
 class Standardise(nn.Module):
@@ -84,6 +87,39 @@ class WithNoise(nn.Module):
         self.network = network
         self.log_variance = nn.Parameter(torch.zeros(()))
 
+    def reset_parameters(self) -> None:
+        """Unit variance; the inner network resets itself."""
+        with torch.no_grad():
+            self.log_variance.zero_()
+
     def forward(self, x: Tensor) -> Tensor:
         mean = self.network(x).reshape(-1)
         return torch.stack([mean, self.log_variance.expand_as(mean)], 1)
+
+
+def copy_network(network: nn.Module) -> nn.Module:
+    """A deep copy without gradients or graph."""
+    twin = copy.deepcopy(network)
+    twin.zero_grad(set_to_none=True)
+    return twin
+
+
+def reinitialised(network: nn.Module, seed: int) -> nn.Module:
+    """A copy with all parameters drawn anew by the modules' own `reset_parameters`.
+
+    PyTorch's convention; a module with parameters of its own and no such method is an error,
+    because a "fresh" network that keeps old weights would be a silent lie.
+    """
+    twin = copy_network(network)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, module in twin.named_modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+            elif any(True for _ in module.parameters(recurse=False)):
+                raise ConfigError(
+                    f"{type(module).__name__} ({name or 'the network'}) has parameters but no "
+                    "reset_parameters(), so it cannot be trained from nothing; add that method"
+                )
+    return twin

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,7 +13,9 @@ from torch.nn import functional
 
 from stillfit.core.arrays import Array, Arrays, Ragged, names_of
 from stillfit.core.errors import ShapeError
+from stillfit.core.events import Examples
 from stillfit.core.predictive import Categorical, Mixture, Predictive
+from stillfit.models.networks import WithNoise, reinitialised
 from stillfit.models.tensors import Tensors
 
 # A log-variance beyond +-20 is a diverged network, not a statement about noise.
@@ -29,6 +31,10 @@ class Task(Protocol):
 
     def prepare(self, network: nn.Module, inputs: Arrays) -> Arrays:
         """Inputs as the network takes them; done once per data set, not once per step."""
+        ...
+
+    def fresh(self, network: nn.Module, examples: Examples, seed: int) -> nn.Module:
+        """The same architecture at its start: parameters drawn anew, scales set from data."""
         ...
 
     def loss(self, network: nn.Module, inputs: Tensors, targets: Tensors) -> Tensor:
@@ -83,6 +89,13 @@ class Regression:
     def prepare(self, network: nn.Module, inputs: Arrays) -> Arrays:
         return {"x": matrix(inputs, self.features)}
 
+    def fresh(self, network: nn.Module, examples: Examples, seed: int) -> nn.Module:
+        return _rescaled(
+            reinitialised(network, seed),
+            matrix(examples.inputs, self.features),
+            np.asarray(examples.targets[self.target], np.float64),
+        )
+
     def loss(self, network: nn.Module, inputs: Tensors, targets: Tensors) -> Tensor:
         mean, log_variance = self._outputs(network, inputs)
         y = dense(targets, self.target).to(mean.dtype)
@@ -127,6 +140,9 @@ class Classification:
     def prepare(self, network: nn.Module, inputs: Arrays) -> Arrays:
         return {"x": matrix(inputs, self.features)}
 
+    def fresh(self, network: nn.Module, examples: Examples, seed: int) -> nn.Module:
+        return _rescaled(reinitialised(network, seed), matrix(examples.inputs, self.features), None)
+
     def loss(self, network: nn.Module, inputs: Tensors, targets: Tensors) -> Tensor:
         return functional.cross_entropy(
             self._logits(network, inputs), dense(targets, self.target).long()
@@ -154,6 +170,22 @@ class Classification:
                 f"{tuple(out.shape)}"
             )
         return out
+
+
+@runtime_checkable
+class SetsScales(Protocol):
+    """A network that keeps the scales of its inputs (and target) as buffers."""
+
+    def set_scales(self, x: Array, y: Array | None) -> None:
+        """Take the scales from training rows: x (n, features), y (n,) or None."""
+        ...
+
+
+def _rescaled(network: nn.Module, x: Array, y: Array | None) -> nn.Module:
+    inner = network.network if isinstance(network, WithNoise) else network
+    if isinstance(inner, SetsScales):
+        inner.set_scales(x, y)
+    return network
 
 
 def dense(tensors: Tensors, name: str) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stillfit.core.arrays import Arrays, take
+from stillfit.core.arrays import Arrays, concat, take
 from stillfit.core.errors import DataError
 from stillfit.core.events import Examples
 from stillfit.models.model import Model
@@ -126,3 +126,15 @@ def _groups(network: nn.Module, rate: float, rates: dict[str, float]) -> list[di
     if not groups:
         raise DataError("the network has no parameters to train; a finder cannot be retrained")
     return [{"params": parameters, "lr": rate * f} for f, parameters in groups.items()]
+
+
+def joined(draws: Sequence[Drawing]) -> Drawing:
+    """Batches put together from several drawings, as replay mixes new and old events."""
+    if len(draws) == 1:
+        return draws[0]
+
+    def draw(step: int) -> tuple[Arrays, Arrays]:
+        parts = [one(step) for one in draws]
+        return concat([inputs for inputs, _ in parts]), concat([targets for _, targets in parts])
+
+    return draw
