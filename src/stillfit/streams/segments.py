@@ -1,0 +1,85 @@
+"""State as a small JSON document and content-addressed segments of arrays.
+
+A checkpoint of a large state must not write what an earlier one has written. So a state is split
+into segments that do not change, each named by the hash of its content, and a document that says
+how they belong together: a writer stores only the segments whose names are new to it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TypeAlias, cast
+
+import numpy as np
+
+from stillfit.core.arrays import Array, Arrays, Column, Ragged, flatten, unflatten
+from stillfit.core.errors import DamagedError
+from stillfit.core.values import JSON
+
+Segments: TypeAlias = Mapping[str, Arrays]
+
+_DOCUMENT = "document"
+
+
+def as_arrays(document: JSON, segments: Segments) -> dict[str, Array]:
+    """Document and segments as one mapping of plain arrays, for a checkpoint in one file."""
+    text = json.dumps(document).encode()
+    flat: dict[str, Array] = {_DOCUMENT: np.frombuffer(text, np.uint8)}
+    for name, arrays in segments.items():
+        flat.update({f"{name}/{key}": values for key, values in flatten(arrays).items()})
+    return flat
+
+
+def from_arrays(flat: Mapping[str, Array]) -> tuple[JSON, dict[str, Arrays]]:
+    """The inverse of `as_arrays`."""
+    if _DOCUMENT not in flat:
+        raise DamagedError(
+            f"the checkpoint lacks {_DOCUMENT!r}; was it written by another part of the loop?"
+        )
+    parts: dict[str, dict[str, Array]] = {}
+    for key, values in flat.items():
+        if key != _DOCUMENT:
+            name, _, rest = key.partition("/")
+            parts.setdefault(name, {})[rest] = values
+    document = cast(JSON, json.loads(flat[_DOCUMENT].tobytes()))
+    return document, {name: unflatten(arrays) for name, arrays in parts.items()}
+
+
+def segment(segments: Segments, name: str) -> Arrays:
+    """One segment by the hash of its content, or `DamagedError`."""
+    if name not in segments:
+        raise DamagedError(
+            f"segment {name[:12]}... of the stored state is missing; "
+            "were all files of the checkpoint copied?"
+        )
+    return segments[name]
+
+
+def prefixed(part: str, arrays: Arrays) -> dict[str, Column]:
+    """Columns named `part.column`, so that several parts fit into one segment."""
+    return {f"{part}.{name}": column for name, column in arrays.items()}
+
+
+def unprefixed(part: str, arrays: Arrays) -> dict[str, Column]:
+    """The columns of one part: the inverse of `prefixed`."""
+    start = f"{part}."
+    return {name[len(start) :]: col for name, col in arrays.items() if name.startswith(start)}
+
+
+def owned(arrays: Arrays) -> dict[str, Column]:
+    """Columns that own their memory: a view would keep the whole batch it was cut from alive."""
+    return {name: _owned_column(column) for name, column in arrays.items()}
+
+
+def _owned_column(column: Column) -> Column:
+    if isinstance(column, Ragged):
+        return Ragged(owned_array(column.values), owned_array(column.offsets))
+    return owned_array(column)
+
+
+def owned_array(values: Array) -> Array:
+    """`values`, copied if it is a view or not contiguous."""
+    if values.base is None and values.flags.c_contiguous:
+        return values
+    return np.array(values, order="C")
