@@ -77,6 +77,8 @@ class Ragged:
             index = np.arange(start, stop, step)
         rows = np.asarray(index)
         if rows.dtype == np.bool_:
+            if len(rows) != len(self):
+                raise ShapeError(f"a mask of {len(rows)} was put on {len(self)} events")
             rows = np.flatnonzero(rows)
         counts = self.counts[rows]
         offsets = np.zeros(len(rows) + 1, np.int64)

@@ -94,6 +94,10 @@ class Predictive(ABC):
         """
 
     @abstractmethod
+    def sample(self, n: int, rng: np.random.Generator) -> Floats:
+        """`n` draws each, shape (n, batch...)."""
+
+    @abstractmethod
     def take(self, index: Index) -> Predictive:
         """The rows at `index` of the leading axis."""
 
@@ -115,26 +119,13 @@ class Predictive(ABC):
         _level(coverage)
         return self.quantile((1 - coverage) / 2), self.quantile((1 + coverage) / 2)
 
-    def sample(self, n: int, rng: np.random.Generator) -> Floats:
-        """`n` draws each, shape (n, batch...)."""
-        # Inversion serves every form; forms with a cheaper way override it.
-        uniform = rng.uniform(np.finfo(float).tiny, 1, (n, *self.mean.shape))
-        grid = np.linspace(0.0005, 0.9995, 1999)
-        table = np.stack([self.quantile(level) for level in grid])
-        place = np.clip((uniform - grid[0]) / (grid[1] - grid[0]), 0, len(grid) - 1 - 1e-9)
-        below = place.astype(np.int64)
-        part = place - below
-        low = np.take_along_axis(table, below, 0)
-        high = np.take_along_axis(table, below + 1, 0)
-        return np.asarray(low + part * (high - low))
-
 
 @dataclass(frozen=True, eq=False)
 class Mixture(Predictive):
     """Gaussian mixture of m members: `means`, `variances` of shape (batch..., m).
 
-    `weights`: shape (m,), equal unless given. The total variance is that of the mixture (law of
-    total variance): mean of the variances plus variance of the means. Averaging the members'
+    `weights`: shape (m,), sum 1, equal unless given. The total variance is that of the mixture (law
+    of total variance): mean of the variances plus variance of the means. Averaging the members'
     parameters instead would lose their disagreement.
     """
 
@@ -152,6 +143,10 @@ class Mixture(Predictive):
         _positive(self.variances, "variances")
         if self.weights is not None and self.weights.shape != self.means.shape[-1:]:
             raise ShapeError(f"{self.means.shape[-1]} members have weights {self.weights.shape}")
+        if self.weights is not None and (
+            not np.all(self.weights >= 0) or abs(self.weights.sum() - 1) > 1e-9
+        ):
+            raise DataError(f"weights must be non-negative and sum to 1, got {self.weights}")
 
     @classmethod
     def gaussian(cls, mean: ArrayLike, variance: ArrayLike) -> Mixture:
@@ -330,7 +325,9 @@ class QuantileTable(Predictive):
     def _knots(self) -> tuple[Floats, Floats]:
         """Levels from 0 to 1 and values, with a least slope, so that densities stay finite."""
         v, p = self.values, self.levels
-        floor = 1e-9 * np.maximum(1.0, np.abs(v[..., -1:] - v[..., :1]))
+        # Steps below a billionth of the table, or below what doubles of this size can tell apart.
+        size = np.maximum(np.abs(v[..., -1:]), np.abs(v[..., :1]))
+        floor = np.maximum(1e-9 * (v[..., -1:] - v[..., :1]), 8 * np.spacing(size) + 1e-300)
         steps = np.maximum(np.diff(v, axis=-1), floor)
         v = np.concatenate([v[..., :1], v[..., :1] + np.cumsum(steps, -1)], -1)
         low = v[..., :1] - steps[..., :1] / (p[1] - p[0]) * p[0]
@@ -387,7 +384,28 @@ class QuantileTable(Predictive):
         return np.where(inside, np.log(density), -np.inf)
 
     def crps(self, y: ArrayLike) -> Floats:
-        return np.asarray(scoringrules.crps_quantile(_floats(y), self.values, self.levels))
+        # Exact for the piecewise linear distribution function; the mean pinball loss over the
+        # levels, which stands for it elsewhere, is another score unless the levels are dense.
+        values = np.broadcast_to(_floats(y), self.values.shape[:-1])[..., None]
+        p, v = self._knots
+        a, b, f, g = v[..., :-1], v[..., 1:], p[:-1], p[1:]
+        cut = np.clip(values, a, b)
+        at = f + (cut - a) / (b - a) * (g - f)
+        # Below y the integral of F^2, above it that of (1 - F)^2, each over a trapezium.
+        below = (cut - a) * (f * f + f * at + at * at)
+        above = (b - cut) * ((1 - at) ** 2 + (1 - at) * (1 - g) + (1 - g) ** 2)
+        outside = np.maximum(v[..., 0] - values[..., 0], 0) + np.maximum(
+            values[..., 0] - v[..., -1], 0
+        )
+        return np.asarray((below + above).sum(-1) / 3 + outside)
+
+    def sample(self, n: int, rng: np.random.Generator) -> Floats:
+        p, v = self._knots
+        uniform = rng.uniform(0, 1, (n, *v.shape[:-1]))
+        k = np.clip(np.searchsorted(p, uniform, side="right") - 1, 0, len(p) - 2)
+        low = np.take_along_axis(v[None], k[..., None], -1)[..., 0]
+        high = np.take_along_axis(v[None], k[..., None] + 1, -1)[..., 0]
+        return np.asarray(low + (uniform - p[k]) / (p[k + 1] - p[k]) * (high - low))
 
     def take(self, index: Index) -> QuantileTable:
         return QuantileTable(self.levels, self.values[index])
@@ -412,8 +430,10 @@ class Categorical:
         if self.members.ndim != 3:
             raise ShapeError(f"members must be (n, members, classes), got {self.members.shape}")
         sums = self.members.sum(-1)
-        if not np.all(np.isfinite(sums)) or np.any(np.abs(sums - 1) > 1e-4):
-            raise DataError("class probabilities must be finite and sum to 1; apply a softmax")
+        if not np.all(self.members >= 0) or np.any(np.abs(sums - 1) > 1e-4):
+            raise DataError(
+                "class probabilities must be finite, not negative and sum to 1; apply a softmax"
+            )
 
     @property
     def probabilities(self) -> Floats:
@@ -443,7 +463,10 @@ class Categorical:
 
     def log_prob(self, y: ArrayLike) -> Floats:
         """Log-probability of the classes `y`, integers of shape (n,)."""
-        classes = np.asarray(y, np.int64)
+        classes, known = np.asarray(y, np.int64), self.members.shape[-1]
+        if np.any((classes < 0) | (classes >= known)):
+            bad = classes[(classes < 0) | (classes >= known)].flat[0]
+            raise DataError(f"class {bad} is none of the {known} classes, 0 to {known - 1}")
         chosen = np.take_along_axis(self.probabilities, classes[:, None], 1)[:, 0]
         return np.log(np.maximum(chosen, np.finfo(float).tiny))
 

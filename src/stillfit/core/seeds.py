@@ -20,7 +20,9 @@ class Seeds:
 
     def integer(self, *name: str | int) -> int:
         """A 63-bit seed for foreign generators (torch, Pythia)."""
-        text = "/".join([str(self.root), *map(str, name)])
+        # A slash inside a name is escaped, so that ("a", "b") and ("a/b",) differ.
+        parts = [str(part).replace("\\", "\\\\").replace("/", "\\/") for part in name]
+        text = "/".join([str(self.root), *parts])
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
     def rng(self, *name: str | int) -> np.random.Generator:
