@@ -1,0 +1,14 @@
+"""The trigger's networks by the names under which stored versions know them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from stillfit.l1t.e2e import E2E
+from stillfit.l1t.finders import FastHisto
+from stillfit.models.model import Factory
+
+FACTORIES: Mapping[str, Factory] = {
+    "l1t.fasthisto": FastHisto,
+    "l1t.e2e": E2E,
+}

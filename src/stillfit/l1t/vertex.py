@@ -1,0 +1,157 @@
+"""The task of a vertex finder: what it is trained for, what it answers, how it is judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stillfit.core.arrays import Arrays, Ragged
+from stillfit.core.errors import ConfigError, DataError, ShapeError
+from stillfit.core.predictive import Categorical, Mixture, Predictive
+from stillfit.l1t.e2e import HistogramNetwork
+from stillfit.l1t.vertexing import VertexFinder, ragged
+from stillfit.models.task import dense
+from stillfit.models.tensors import Tensors
+
+NEAR = 0.15  # cm: a vertex within it is found
+
+
+@dataclass(frozen=True, kw_only=True)
+class VertexTask:
+    """z of the primary vertex of each event, and which tracks belong to it.
+
+    Targets: `z0` (n,), cm, and `is_pv`, ragged, 1 for a track of the primary vertex.
+
+    Loss: Huber(soft z0 - z0; `huber` cm) + `association` x class-balanced binary cross-entropy
+    + `regulariser` x (90th percentile of the weights - 1)^2, which keeps the weights' scale where
+    the soft arg-max works, + `event_sigma` x Gaussian negative log-likelihood of the position
+    that is served, whose gradient reaches the sigma head alone, + `track_sigma` x Laplace negative
+    log-likelihood of z0 of primary tracks, for networks with a sigma per track.
+    Of the tracks from other vertices only every `thin`-th enters the cross-entropy: they are six
+    of seven, mostly easy, and the class balance is kept.
+
+    Prediction: a Gaussian in z0; outputs `association`, ragged float32, at least 0.5 where the
+    track is given to the vertex (thresholds are part of the network), and `score` (n,).
+
+    Errors, all per event: `"miss"` is 1 where |z0 - true| >= 0.15 cm; `"association"` is 1 minus
+    the balanced accuracy of the event's tracks; `"error"`, the headline, is their mean, so it
+    stays between 0 and 1 and falls when either job is done better; `"abs_dz"` in cm.
+
+    Source of loss and weights: the E2E authors' training (see e2e.py), with a smaller Huber
+    width (0.2 for 0.9 cm) and a softer arg-max, which this simulation needs.
+    """
+
+    huber: float = 0.2
+    association: float = 1.2
+    regulariser: float = 0.1
+    event_sigma: float = 0.05
+    track_sigma: float = 0.3
+    thin: int = 2
+
+    def prepare(self, network: nn.Module, inputs: Arrays) -> Arrays:
+        return _finder(network).prepare(inputs)
+
+    def loss(self, network: nn.Module, inputs: Tensors, targets: Tensors) -> Tensor:
+        if not isinstance(network, HistogramNetwork):
+            raise ConfigError(
+                f"{type(network).__name__} has nothing to train; a finder without parameters "
+                "serves as it is"
+            )
+        tracks = ragged(inputs, "tracks")
+        truth = dense(targets, "z0").float()
+        is_pv = ragged(targets, "is_pv").values > 0
+        out = network.trained(tracks)
+        loss = functional.huber_loss(out.z0, truth, delta=self.huber)
+        loss = loss + self.association * balanced_bce(out.logits, is_pv, self.thin)
+        if len(out.weights):
+            rank = max(1, round(0.9 * len(out.weights)))
+            loss = loss + self.regulariser * (out.weights.kthvalue(rank).values - 1) ** 2
+        away = ((out.hard_z0 - truth) * torch.exp(-out.log_sigma)) ** 2
+        loss = loss + self.event_sigma * (out.log_sigma + 0.5 * away).mean()
+        if out.track_z0 is not None and out.track_sigma is not None and bool(is_pv.any()):
+            pull = (out.track_z0 - truth[tracks.events])[is_pv].abs()
+            sigma = out.track_sigma[is_pv]
+            loss = loss + self.track_sigma * (pull / sigma + torch.log(sigma)).mean()
+        return loss
+
+    def predict(
+        self, network: nn.Module, inputs: Tensors
+    ) -> tuple[Predictive | Categorical, Arrays]:
+        tracks = ragged(inputs, "tracks")
+        found = _finder(network).find(tracks)
+        counts = torch.bincount(tracks.events, minlength=tracks.n).numpy()
+        return Mixture.gaussian(found.z0.double().numpy(), found.variance.numpy()), {
+            "association": Ragged.from_counts(found.association.float().numpy(), counts),
+            "score": found.score.float().numpy(),
+        }
+
+    def errors(
+        self, predictive: Predictive | Categorical, outputs: Arrays, targets: Arrays
+    ) -> dict[str, NDArray[np.float64]]:
+        if not isinstance(predictive, Predictive):
+            raise ShapeError("a vertex is a position: its prediction must be a distribution of z")
+        away = np.abs(predictive.mean - np.asarray(targets["z0"], np.float64))
+        miss = (away >= NEAR).astype(np.float64)
+        wrong = 1 - event_balanced_accuracy(
+            ragged_column(outputs, "association"), ragged_column(targets, "is_pv")
+        )
+        return {
+            "error": 0.5 * (miss + wrong),
+            "miss": miss,
+            "association": wrong,
+            "abs_dz": away,
+        }
+
+
+def balanced_bce(logits: Tensor, is_pv: Tensor, thin: int = 1) -> Tensor:
+    """Mean binary cross-entropy of each class, averaged over the classes that are there.
+
+    Of the negatives only every `thin`-th (in the order of the batch) is used.
+    """
+    parts = []
+    positive = logits[is_pv]
+    if len(positive):
+        parts.append(functional.softplus(-positive).mean())
+    negative = logits[~is_pv][::thin]
+    if len(negative):
+        parts.append(functional.softplus(negative).mean())
+    return torch.stack(parts).mean() if parts else logits.sum()
+
+
+def event_balanced_accuracy(association: Ragged, is_pv: Ragged) -> NDArray[np.float64]:
+    """Mean of the shares of primary and of other tracks that are judged rightly, per event (n,).
+
+    An event without one of the two kinds has the share of the other; without tracks, 1.
+    """
+    truth = is_pv.values > 0
+    events, n = is_pv.events, len(is_pv)
+    right = (association.values >= 0.5) == truth
+    shares, kinds = np.zeros(n), np.zeros(n)
+    for kind in (truth, ~truth):
+        size = np.bincount(events[kind], minlength=n)
+        good = np.bincount(events[kind & right], minlength=n)
+        shares += good / np.maximum(size, 1)
+        kinds += size > 0
+    return np.where(kinds > 0, shares / np.maximum(kinds, 1), 1.0)
+
+
+def ragged_column(arrays: Arrays, name: str) -> Ragged:
+    """A named column that must be ragged."""
+    column = arrays.get(name)
+    if not isinstance(column, Ragged):
+        raise DataError(f"{name!r} must be a ragged column, one value per track")
+    return column
+
+
+def _finder(network: nn.Module) -> VertexFinder:
+    if not isinstance(network, VertexFinder):
+        raise ConfigError(
+            f"a vertex task needs a vertex finder, got {type(network).__name__}; "
+            "give it the methods of stillfit.l1t.vertexing.VertexFinder"
+        )
+    return network
