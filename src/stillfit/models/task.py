@@ -29,6 +29,11 @@ class Task(Protocol):
     is predicted. A method that states uncertainty differently brings its own task.
     """
 
+    @property
+    def target(self) -> str:
+        """Name of the target that the headline prediction is about."""
+        ...
+
     def prepare(self, network: nn.Module, inputs: Arrays) -> Arrays:
         """Inputs as the network takes them; done once per data set, not once per step."""
         ...
@@ -54,6 +59,12 @@ class Task(Protocol):
 
         `"error"` is the headline, which policies and gates read unless told otherwise.
         """
+        ...
+
+    def summarise(
+        self, predictive: Predictive | Categorical, outputs: Arrays, targets: Arrays
+    ) -> dict[str, float]:
+        """The figures of a stretch of events that a report shows, `x_err` beside `x`."""
         ...
 
 
@@ -115,6 +126,22 @@ class Regression:
         away = np.abs(predictive.mean - np.asarray(targets[self.target], np.float64))
         return {"error": away, "squared": away**2}
 
+    def summarise(
+        self, predictive: Predictive | Categorical, outputs: Arrays, targets: Arrays
+    ) -> dict[str, float]:
+        assert isinstance(predictive, Predictive)
+        y = np.asarray(targets[self.target], np.float64)
+        away = np.abs(predictive.mean - y)
+        low, high = predictive.interval(0.9)
+        return {
+            "error": float(away.mean()),
+            "error_err": float(away.std() / np.sqrt(len(away))),
+            "rmse": float(np.sqrt((away**2).mean())),
+            "crps": float(predictive.crps(y).mean()),
+            "coverage_90": float(((low <= y) & (y <= high)).mean()),
+            "sigma": float(predictive.std.mean()),
+        }
+
     def _outputs(self, network: nn.Module, inputs: Tensors) -> tuple[Tensor, Tensor]:
         out = network(dense(inputs, "x"))
         if out.ndim != 2 or out.shape[1] != 2:
@@ -161,6 +188,17 @@ class Classification:
         y = np.asarray(targets[self.target], np.int64)
         wrong = (predictive.probabilities.argmax(1) != y).astype(np.float64)
         return {"error": wrong, "log_loss": -predictive.log_prob(y)}
+
+    def summarise(
+        self, predictive: Predictive | Categorical, outputs: Arrays, targets: Arrays
+    ) -> dict[str, float]:
+        errors = self.errors(predictive, outputs, targets)
+        rate, n = float(errors["error"].mean()), len(errors["error"])
+        return {
+            "error": rate,
+            "error_err": float(np.sqrt(rate * (1 - rate) / n)),
+            "log_loss": float(errors["log_loss"].mean()),
+        }
 
     def _logits(self, network: nn.Module, inputs: Tensors) -> Tensor:
         out: Tensor = network(dense(inputs, "x"))

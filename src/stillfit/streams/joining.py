@@ -96,6 +96,15 @@ class Joiner:
         """Events that wait for a label."""
         return sum(int(np.count_nonzero(entry.open)) for entry in self._waiting)
 
+    @property
+    def oldest(self) -> int:
+        """Id of the first event of the oldest block that waits; one past the last if none does."""
+        return int(self._waiting[0].block.ids[0]) if self._waiting else self._last + 1
+
+    def blocks(self) -> list[Block]:
+        """The blocks that wait, oldest first."""
+        return [entry.block for entry in self._waiting]
+
     def add(self, block: Block) -> None:
         """Remember a block until its labels come."""
         if not len(block):

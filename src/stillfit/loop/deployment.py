@@ -1,0 +1,514 @@
+"""A lane at work: the one place where something changes while the loop runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stillfit.core.arrays import Array
+from stillfit.core.events import Block, Examples
+from stillfit.core.predictive import Predictive
+from stillfit.core.state import from_arrays, to_arrays
+from stillfit.core.values import Evidence, Served, UpdateClass, VersionId
+from stillfit.decisions.policies import Past
+from stillfit.decisions.probation import ProbationState
+from stillfit.decisions.windows import WindowState
+from stillfit.loop.pending import Judged, Pending
+from stillfit.loop.plan import Lane, Plan, Redeploy
+from stillfit.loop.proposals import Proposal, Rows, Standing, climb, first_provenance
+from stillfit.loop.shelf import Shelf
+from stillfit.registry import Entry, Writer
+from stillfit.streams.store import LabelledStore, View
+from stillfit.updaters.contract import Learner
+
+
+class Staged(NamedTuple):
+    """A version that passed its gates and waits for its window.
+
+    `ready`: time (s) of acceptance; `wake`: when it is worth asking the window again without a
+    new event. `kind`: "switch", or "rollback" of a version that failed its probation.
+    """
+
+    version: VersionId
+    kind: str
+    update_class: UpdateClass
+    ready: float
+    because: str
+    condition: str
+    rung: str = ""
+    wake: float | None = None
+
+
+class Deployment:
+    """What serves in a lane, what is on its way, and what is known about both.
+
+    Everything here can be stored (`to_state`) and comes back the same (`from_state`).
+    """
+
+    def __init__(self, lane: Lane, plan: Plan, shelf: Shelf, writer: Writer) -> None:
+        self.lane, self.plan, self.shelf, self.writer = lane, plan, shelf, writer
+        self.name = lane.name
+        self.serving = shelf.put_first(
+            lane.model, first_provenance("initial", plan.nominal, plan.seeds.root)
+        )
+        self.previous: VersionId | None = None
+        self.served: list[VersionId] = [self.serving]
+        self.remembered: dict[str, VersionId] = {}
+        self.pending = Pending()
+        self.staged: Staged | None = None
+        self.baking: ProbationState | None = None
+        self.held = False
+        self.past = Past(change=0.0)
+        self.requests = 0
+        self.failed: dict[str, int] = {}
+        self.broken: set[str] = set()
+        self.evidence: dict[str, Evidence] = {}
+        self.learners: dict[str, Learner] = {}
+        self._watch = [monitor.init() for monitor in lane.watch]
+        self._errors = [monitor.init() for monitor in lane.errors]
+
+    # -- begin ------------------------------------------------------------------------------------
+
+    def begin(self, now: float) -> None:
+        """Deploy the first version, calibrate the monitors, let the learners keep what they may."""
+        nominal = self.plan.nominal
+        self.writer.deploy(self.serving, now, "the first version of the lane begins to serve")
+        self.past = Past(change=now)
+        for condition in np.unique(nominal.conditions):
+            self.remembered[str(condition)] = self.serving
+        self._calibrate(nominal, "begin")
+        for name, rung in self.lane.rungs.items():
+            if not isinstance(rung, Redeploy):
+                rng = self._rng("begin", name)
+                self.learners[name] = rung.begin(self.shelf.get(self.serving), nominal, rng=rng)
+
+    # -- serve and watch --------------------------------------------------------------------------
+
+    def serve(self, block: Block) -> Served:
+        """Predict a block with the serving version and remember what was said."""
+        served = self.shelf.get(self.serving).serve(self.serving, block.inputs)
+        self.pending.add(block.ids, served)
+        self.past = self.past._replace(events=self.past.events + len(block))
+        return served
+
+    def watch(self, block: Block, served: Served) -> None:
+        """Let the monitors without labels read a block."""
+        for place, monitor in enumerate(self.lane.watch):
+            state = self._watch[place]
+            found = self._guarded(
+                monitor.name,
+                block.time,
+                monitor.step,
+                state,
+                block.time,
+                block.ids,
+                block.inputs,
+                served,
+            )
+            if found is not None:
+                self._watch[place] = found[0]
+                self._note(found[1])
+
+    # -- labels -----------------------------------------------------------------------------------
+
+    def learn(self, examples: Examples, training: Examples, now: float, fill: int | None) -> None:
+        """Late labels: judge what was served, feed monitors, probation and learners."""
+        for judged in self.pending.find(examples.ids):
+            rows = examples.take(judged.rows)
+            task = self.shelf.get(judged.version).task
+            errors = task.errors(judged.predictive, judged.outputs, rows.targets)["error"]
+            self._journal_performance(judged, rows, now, fill)
+            for condition in np.unique(rows.conditions):
+                self.remembered.setdefault(str(condition), judged.version)
+            if judged.version != self.serving:
+                continue  # labels of a version that is gone say nothing about the present one
+            for place, monitor in enumerate(self.lane.errors):
+                state = self._errors[place]
+                found = self._guarded(
+                    monitor.name,
+                    now,
+                    monitor.step,
+                    state,
+                    now,
+                    rows.times,
+                    errors,
+                )
+                if found is not None:
+                    self._errors[place] = found[0]
+                    self._note(found[1])
+            if self.baking is not None and self.previous is not None:
+                old = self.shelf.get(self.previous).errors(rows)["error"]
+                self.baking = self.lane.probation.step(self.baking, errors, old)
+        if not len(training):
+            return
+        for name, rung in self.lane.rungs.items():
+            if not isinstance(rung, Redeploy):
+                rng = self._rng("observe", name, int(training.ids[0]))
+                self.learners[name] = rung.observe(self.learners[name], training, rng=rng)
+
+    # -- decide -----------------------------------------------------------------------------------
+
+    def decide(self, store: LabelledStore, now: float) -> None:
+        """Judge the probation; ask the policy; on a request, climb the ladder."""
+        if self.baking is not None:
+            self._bake(now)
+        idle = self.staged is None and self.baking is None and not self.held
+        if not idle or self.lane.ladder is None:
+            return
+        request = self.lane.policy.ask(list(self.evidence.values()), now=now, past=self.past)
+        if request is None:
+            return
+        rows = select(self.lane, store, request.since)
+        if self.failed.get(rows.condition, 0) >= self.lane.tries:
+            return
+        self.requests += 1
+        self.past = Past(change=self.past.change, request=now)
+        self._journal("request", now, because=request.because, policy=request.policy,
+                      since=request.since, condition=rows.condition, fresh=len(rows.fresh),
+                      held_out=len(rows.new))  # fmt: skip
+        step, proposal = climb(
+            self.lane,
+            self.shelf,
+            rows,
+            Standing(
+                serving=self.serving,
+                served=tuple(self.served),
+                remembered=self.remembered,
+                learners=self.learners,
+                memory=store.training,
+            ),
+            lambda rung: self._rng("request", self.requests, rung),
+            lambda proposal: self._journal_proposal(proposal, now),
+        )
+        if proposal is None or proposal.candidate is None:
+            self._give_up(rows, step.because, now)
+        else:
+            self._stage(proposal, rows, now)
+
+    def obey(self, commands: tuple[Entry, ...], now: float) -> None:
+        """Do what persons ordered: hold, resume, go back to a version."""
+        for order in commands:
+            if order.kind == "hold":
+                self.held = True
+            elif order.kind == "resume":
+                self.held, self.failed = False, {}
+            elif order.kind == "rollback" and order.version is not None:
+                self._change(order.version, now)
+                self.baking = None
+
+    def resume(self, now: float, because: str) -> None:
+        """Lift a HOLD that stands; without one, nothing."""
+        if self.held:
+            self.held, self.failed = False, {}
+            self.writer.resume(now, because)
+
+    # -- switch -----------------------------------------------------------------------------------
+
+    def wake(self, state: WindowState, now: float, store: LabelledStore) -> None:
+        """Between two events: a staged version may have become ready before `now`."""
+        while self.staged is not None and self.staged.wake is not None and self.staged.wake <= now:
+            before = self.staged
+            self.switch(state, self.staged.wake, store)
+            if self.staged is not None and self.staged.wake == before.wake:
+                return
+
+    def switch(self, state: WindowState, now: float, store: LabelledStore) -> None:
+        """Switch to the staged version if the window allows it now."""
+        if self.staged is None or (self.held and self.staged.kind != "rollback"):
+            return
+        staged = self.staged
+        permit = self.plan.window.allows(state, now, staged.update_class, staged.ready)
+        if not permit.allowed:
+            later = permit.at if permit.at is not None and permit.at > now else None
+            self.staged = staged._replace(wake=later)
+            return
+        write = self.writer.rollback if staged.kind == "rollback" else self.writer.switch
+        write(staged.version, now, staged.because, window=permit.because, serves_from=permit.at,
+              previous=self.serving, rung=staged.rung, condition=staged.condition)  # fmt: skip
+        self.staged = None
+        self._change(staged.version, now)
+        if staged.kind == "switch":
+            self.baking = self.lane.probation.init()
+        rows = select(self.lane, store, None, staged.condition)
+        self._calibrate(Examples.join([rows.new, rows.fresh]), "switch", now, errors_on=rows.new)
+
+    # ---------------------------------------------------------------------------------------------
+
+    def _change(self, version: VersionId, now: float) -> None:
+        self.previous, self.serving = self.serving, version
+        if version not in self.served:
+            self.served.append(version)
+        self.past = Past(change=now, request=self.past.request)
+        self.evidence = {}
+
+    def _bake(self, now: float) -> None:
+        assert self.baking is not None
+        judgement = self.lane.probation.judge(self.baking)
+        if judgement.what == "wait":
+            return
+        self.baking = None
+        facts = {"because": judgement.because, "figures": dict(judgement.figures)}
+        if judgement.what == "keep" or self.previous is None:
+            self._journal("kept", now, version=self.serving, **facts)
+            return
+        self.held = True
+        self.writer.hold(now, f"{self.serving[:8]} failed its probation: {judgement.because}")
+        self.staged = Staged(
+            version=self.previous,
+            kind="rollback",
+            update_class=self.shelf.manifest(self.previous).facts.update_class,
+            ready=now,
+            because=f"back to the version before: {judgement.because}",
+            condition=self._condition_of(self.previous),
+        )
+
+    def _condition_of(self, version: VersionId) -> str:
+        return next((c for c, v in self.remembered.items() if v == version), "all")
+
+    def _stage(self, proposal: Proposal, rows: Rows, now: float) -> None:
+        candidate = proposal.candidate
+        assert candidate is not None
+        rung = proposal.tried.rung
+        verdicts = [dataclasses.asdict(verdict) for verdict in proposal.tried.verdicts]
+        version = proposal.version
+        if version is None:
+            version = self.shelf.put(candidate, self.serving, {"verdicts": verdicts})
+            self.learners[rung] = candidate.learner
+        self.remembered[rows.condition] = version
+        self.failed.pop(rows.condition, None)
+        because = f"{rung} convinced {len(verdicts)} gates in condition {rows.condition!r}"
+        self.staged = Staged(
+            version=version,
+            kind="switch",
+            update_class=candidate.update_class,
+            ready=now,
+            because=because,
+            condition=rows.condition,
+            rung=rung,
+        )
+        self._journal("staged", now, version=version, because=because, rung=rung,
+                      update_class=candidate.update_class, verdicts=verdicts,
+                      parent=self.serving, labelled_events=candidate.cost.examples)  # fmt: skip
+
+    def _give_up(self, rows: Rows, because: str, now: float) -> None:
+        """No rung convinced: a person is called, and after some tries the level is taken as is."""
+        tries = self.failed[rows.condition] = self.failed.get(rows.condition, 0) + 1
+        last = tries >= self.lane.tries
+        self._journal("call", now, because=because, condition=rows.condition, tries=tries,
+                      taken_as_is=last)  # fmt: skip
+        if last:
+            self._calibrate(Examples.join([rows.new, rows.fresh]), "as-is", now, errors_on=rows.new)
+            self.evidence = {}
+
+    def _calibrate(
+        self,
+        examples: Examples,
+        why: str,
+        now: float = 0.0,
+        errors_on: Examples | None = None,
+    ) -> None:
+        """Give the monitors the level of the serving version in its condition as reference."""
+        if not len(examples):
+            return
+        model = self.shelf.get(self.serving)
+        served = model.serve(self.serving, examples.inputs)
+        for place, monitor in enumerate(self.lane.watch):
+            fitted = self._guarded(
+                monitor.name,
+                now,
+                monitor.fit,
+                examples.inputs,
+                served,
+                rate=self.plan.rate,
+                rng=self._rng(why, monitor.name),
+            )
+            if fitted is not None:
+                self._watch[place] = fitted
+        rows = examples if errors_on is None or not len(errors_on) else errors_on
+        errors = model.errors(rows)["error"]
+        for place, label_monitor in enumerate(self.lane.errors):
+            fitted = self._guarded(
+                label_monitor.name,
+                now,
+                label_monitor.fit,
+                errors,
+                rate=self.plan.rate,
+                rng=self._rng(why, label_monitor.name),
+            )
+            if fitted is not None:
+                self._errors[place] = fitted
+
+    def _guarded(
+        self, name: str, now: float, step: Callable[..., Any], *args: Any, **knobs: Any
+    ) -> Any:
+        """A monitor that fails is journaled once and never stops serving or causes a change."""
+        try:
+            return step(*args, **knobs)
+        except Exception as error:  # noqa: BLE001  (whatever a monitor does, serving goes on)
+            self.evidence.pop(name, None)
+            if name not in self.broken:
+                self.broken.add(name)
+                because = f"{name} failed and is left aside: {type(error).__name__}: {error}"
+                self._journal("monitor-failed", max(now, self.past.change), because=because)
+            return None
+
+    def _note(self, found: Evidence) -> None:
+        """Keep the newest evidence; journal when an alarm rises or ends."""
+        before = self.evidence.get(found.monitor)
+        self.evidence[found.monitor] = found
+        if found.raised != (before is not None and before.raised):
+            kind = "alarm" if found.raised else "clear"
+            self._journal(kind, found.time, because=found.because, monitor=found.monitor,
+                          value=found.value, threshold=found.threshold, n=found.n,
+                          since=found.since, age=found.age)  # fmt: skip
+
+    def _journal_performance(
+        self, judged: Judged, rows: Examples, now: float, fill: int | None
+    ) -> None:
+        task = self.shelf.get(judged.version).task
+        figures = task.summarise(judged.predictive, judged.outputs, rows.targets)
+        names = sorted({str(name) for name in rows.conditions})
+        bins: list[dict[str, float]] = []
+        if isinstance(judged.predictive, Predictive):
+            truth = np.asarray(rows.targets[task.target], np.float64)
+            bins = reliability(judged.predictive.std, np.abs(judged.predictive.mean - truth))
+        self._journal("performance", now, version=judged.version, fill=fill, n=len(rows),
+                      condition="+".join(names), figures=figures, reliability=bins,
+                      first=float(rows.times[0]), last=float(rows.times[-1]))  # fmt: skip
+
+    def _journal_proposal(self, proposal: Proposal, now: float) -> None:
+        tried = proposal.tried
+        if not tried.accepted:
+            kind = "declined" if tried.skipped else "refused"
+            verdicts = [dataclasses.asdict(verdict) for verdict in tried.verdicts]
+            self._journal(kind, now, rung=tried.rung, because=tried.because, verdicts=verdicts)
+        if proposal.candidate is not None and not self.writer.replaying:
+            cost = dataclasses.asdict(proposal.candidate.cost)
+            self.shelf.measure(
+                self.name, tried.rung, {name: float(value) for name, value in cost.items()}
+            )
+
+    def _journal(
+        self, kind: str, now: float, *, version: VersionId | None = None, **payload: Any
+    ) -> None:
+        self.writer.append(kind, now, version=version, payload=payload)
+
+    def _rng(self, *name: str | int) -> np.random.Generator:
+        return self.plan.seeds.rng("lane", self.lane.name, *name)
+
+    # -- checkpoints ------------------------------------------------------------------------------
+
+    def to_state(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Everything as a JSON document and named arrays."""
+        document = {
+            "position": self.writer.position,
+            "serving": self.serving,
+            "previous": self.previous,
+            "served": self.served,
+            "remembered": self.remembered,
+            "pending": [list(pair) for pair in self.pending.versions()],
+            "staged": None if self.staged is None else self.staged._asdict(),
+            "baking": None if self.baking is None else self.baking._asdict(),
+            "held": self.held,
+            "past": [_number(value) for value in self.past],
+            "requests": self.requests,
+            "failed": self.failed,
+            "broken": sorted(self.broken),
+            "evidence": [dataclasses.asdict(found) for found in self.evidence.values()],
+            "learners": sorted(self.learners),
+        }
+        arrays = to_arrays({"watch": tuple(self._watch), "errors": tuple(self._errors)})
+        for name, learner in self.learners.items():
+            arrays.update({f"learner/{name}/{key}": part for key, part in learner.items()})
+        return document, arrays
+
+    def from_state(self, state: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        """Take over a stored state."""
+        self.serving = state["serving"]
+        self.previous = state["previous"]
+        self.served = list(state["served"])
+        self.remembered = dict(state["remembered"])
+        self.staged = None if state["staged"] is None else Staged(**state["staged"])
+        self.baking = None if state["baking"] is None else ProbationState(**state["baking"])
+        self.held = state["held"]
+        change, request, events = state["past"]
+        self.past = Past(change, -np.inf if request is None else request, events)
+        self.requests = state["requests"]
+        self.failed = dict(state["failed"])
+        self.broken = set(state["broken"])
+        self.evidence = {found["monitor"]: Evidence(**found) for found in state["evidence"]}
+        self.learners = {
+            name: {
+                key.removeprefix(f"learner/{name}/"): part
+                for key, part in arrays.items()
+                if key.startswith(f"learner/{name}/")
+            }
+            for name in state["learners"]
+        }
+        shape = {"watch": tuple(self._watch), "errors": tuple(self._errors)}
+        monitors = from_arrays(shape, arrays)
+        self._watch, self._errors = list(monitors["watch"]), list(monitors["errors"])
+
+    def serve_again(self, block: Block, version: VersionId) -> None:
+        """Predict a block that waited for labels at the checkpoint, with what served it then."""
+        served = self.shelf.get(version).serve(version, block.inputs)
+        self.pending.add(block.ids, served)
+
+
+def select(
+    lane: Lane, store: LabelledStore, since: float | None, condition: str | None = None
+) -> Rows:
+    """The rows that stand for the present condition, and those of the old ones.
+
+    The present condition is that of the newest labelled event, by slow control's name for it,
+    from `since` on. Where slow control has one name for all, the rows before `since` are the old
+    condition.
+    """
+    newest = store.training.newest(1)
+    name = condition or (str(newest.conditions[0]) if len(newest) else "all")
+    fresh = _rows(store.training, name, since, lane.fresh)
+    new = _rows(store.held_out, name, since, lane.judged)
+    old = {
+        other: _rows(store.held_out, other, None, lane.judged)
+        for other in store.held_out.conditions
+        if other != name
+    }
+    if name == "all" and len(new):
+        whole = store.held_out.condition(name)
+        earlier = whole.take(whole.times < new.times.min())
+        if len(earlier):
+            old["before"] = earlier.take(slice(max(len(earlier) - lane.judged, 0), len(earlier)))
+    return Rows(condition=name, fresh=fresh, new=new, old=old)
+
+
+def _rows(view: View, condition: str, since: float | None, limit: int) -> Examples:
+    rows = view.condition(condition)
+    if since is not None and len(rows):
+        rows = rows.take(rows.times >= since)
+    return rows.take(slice(max(len(rows) - limit, 0), len(rows)))
+
+
+def reliability(std: Array, away: Array, bins: int = 5) -> list[dict[str, float]]:
+    """Stated against observed deviation in `bins` of equal size by stated deviation.
+
+    `stated`: mean of std; `observed`: 68.27 % quantile of |residual|, which equals the standard
+    deviation for Gaussian residuals and is not ruled by the few events that are wholly wrong.
+    """
+    size = len(std)
+    order = np.argsort(std, kind="stable")
+    return [
+        {
+            "stated": float(std[part].mean()),
+            "observed": float(np.quantile(away[part], 0.6827)),
+            "n": len(part),
+        }
+        for part in np.array_split(order, min(bins, size))
+        if len(part)
+    ]
+
+
+def _number(value: float) -> float | None:
+    return value if np.isfinite(value) else None

@@ -1,0 +1,217 @@
+"""One request: climb the ladder until a candidate convinces every gate, or call a person."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from stillfit.core.errors import StillfitError
+from stillfit.core.events import Examples
+from stillfit.core.values import Candidate, Cost, Provenance, Verdict, VersionId
+from stillfit.decisions.gates import Paired, Stored, Trial, all_pass
+from stillfit.decisions.ladder import Climb, Tried
+from stillfit.loop.plan import Lane, Redeploy
+from stillfit.loop.shelf import Shelf
+from stillfit.models.model import Model
+from stillfit.updaters.contract import Declined, Learner, Memory, Updater
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What a request may use: `fresh` to learn from, `new` and `old` (by condition) to judge on.
+
+    `new` and `old` are held out: no updater sees them. `condition`: name of the present one.
+    """
+
+    condition: str
+    fresh: Examples
+    new: Examples
+    old: Mapping[str, Examples]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Where a lane stands when it asks: what serves, what served, what learners know.
+
+    `remembered`: the version that served each condition best.
+    """
+
+    serving: VersionId
+    served: tuple[VersionId, ...]
+    remembered: Mapping[str, VersionId]
+    learners: Mapping[str, Learner]
+    memory: Memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A candidate that was tried on a rung, with what became of it.
+
+    `version`: that of a redeployed one, which is stored already.
+    """
+
+    tried: Tried
+    candidate: Candidate[Model] | None = None
+    version: VersionId | None = None
+
+
+def climb(
+    lane: Lane,
+    shelf: Shelf,
+    rows: Rows,
+    standing: Standing,
+    rng: Callable[[str], np.random.Generator],
+    report: Callable[[Proposal], None],
+) -> tuple[Climb, Proposal | None]:
+    """Try the rungs of the lane from the cheapest on; `report` hears of each.
+
+    Returns the last step of the ladder and, if a rung was accepted, its proposal.
+    """
+    ladder = lane.ladder
+    assert ladder is not None
+    tried: list[Tried] = []
+    proposal: Proposal | None = None
+    while True:
+        step = ladder.climb(tried)
+        if step.outcome != "try" or step.rung is None:
+            return step, proposal if step.outcome == "accept" else None
+        proposal = propose(lane, step.rung, shelf, rows, standing, rng(step.rung))
+        tried.append(proposal.tried)
+        report(proposal)
+
+
+def propose(
+    lane: Lane,
+    rung: str,
+    shelf: Shelf,
+    rows: Rows,
+    standing: Standing,
+    rng: np.random.Generator,
+) -> Proposal:
+    """A candidate of one rung before all gates. An updater that fails never reaches serving."""
+    how = lane.rungs[rung]
+    version: VersionId | None = None
+    try:
+        if isinstance(how, Redeploy):
+            found = _redeploy(lane, shelf, rows, standing)
+            answer = found if isinstance(found, Declined) else found[0]
+            version = None if isinstance(found, Declined) else found[1]
+        else:
+            answer = _update(how, lane, rung, shelf, rows, standing, rng)
+    except (StillfitError, ArithmeticError, RuntimeError, ValueError) as error:
+        answer = Declined(f"the updater failed: {type(error).__name__}: {error}")
+    if isinstance(answer, Declined):
+        return Proposal(tried=Tried(rung=rung, skipped=answer.because))
+    verdicts = judge(lane, answer, shelf, rows, standing)
+    tried = Tried(rung=rung, verdicts=tuple(verdicts))
+    return Proposal(tried=tried, candidate=answer, version=version)
+
+
+def _update(
+    updater: Updater,
+    lane: Lane,
+    rung: str,
+    shelf: Shelf,
+    rows: Rows,
+    standing: Standing,
+    rng: np.random.Generator,
+) -> Candidate[Model] | Declined:
+    return updater.update(
+        shelf.get(standing.serving),
+        standing.learners.get(rung, {}),
+        rows.fresh,
+        standing.memory,
+        budget=lane.budget,
+        rng=rng,
+    )
+
+
+def _redeploy(
+    lane: Lane, shelf: Shelf, rows: Rows, standing: Standing
+) -> tuple[Candidate[Model], VersionId] | Declined:
+    others = [v for v in standing.served if v != standing.serving]
+    if not others:
+        return Declined("no other version has served in this lane")
+    if not len(rows.fresh):
+        return Declined("there are no fresh labelled events to choose a stored version by")
+    now = float(shelf.get(standing.serving).errors(rows.fresh)["error"].mean())
+    means = {v: float(shelf.get(v).errors(rows.fresh)["error"].mean()) for v in others}
+    best = min(means, key=lambda version: (means[version], version))
+    if not means[best] < now:
+        return Declined(
+            f"of {len(others)} stored versions the best ({best[:8]}) has the mean error "
+            f"{means[best]:.4g} on fresh events, the serving one {now:.4g}"
+        )
+    manifest = shelf.manifest(best)
+    return (
+        Candidate(
+            model=shelf.get(best),
+            learner={},
+            cost=Cost(examples=len(rows.fresh)),
+            update_class=manifest.facts.update_class,
+            provenance=manifest.facts.provenance,
+        ),
+        best,
+    )
+
+
+def judge(
+    lane: Lane, candidate: Candidate[Model], shelf: Shelf, rows: Rows, standing: Standing
+) -> list[Verdict]:
+    """The verdicts of all gates of the lane on held-out rows."""
+    incumbent = shelf.get(standing.serving)
+    model = candidate.model
+    old = {
+        name: Paired(candidate=_errors(model, held), incumbent=_errors(incumbent, held))
+        for name, held in rows.old.items()
+    }
+    stored = {
+        name: Stored(
+            version=standing.remembered[name],
+            errors=_errors(shelf.get(standing.remembered[name]), held),
+            update_class=shelf.manifest(standing.remembered[name]).facts.update_class,
+        )
+        for name, held in rows.old.items()
+        if name in standing.remembered
+    }
+    predictive, target = None, None
+    new_errors = np.full(len(rows.new), np.nan)
+    if len(rows.new):
+        try:
+            predictive, outputs = model.predict(rows.new.inputs)
+            new_errors = model.task.errors(predictive, outputs, rows.new.targets)["error"]
+            target = rows.new.targets.get(model.task.target)
+        except StillfitError:
+            predictive = None  # it diverged: the gates see errors that are not numbers
+    return all_pass(
+        lane.gates,
+        Trial(
+            new=Paired(candidate=new_errors, incumbent=_errors(incumbent, rows.new)),
+            old=old,
+            stored=stored,
+            predictive=predictive,
+            target=target if isinstance(target, np.ndarray) else None,
+            cost=candidate.cost,
+            budget=lane.budget,
+        ),
+    )
+
+
+def _errors(model: Model, examples: Examples) -> np.ndarray:
+    """The headline error of each event; NaN for all where the network's output is unusable."""
+    if not len(examples):
+        return np.zeros(0)
+    try:
+        return model.errors(examples)["error"]
+    except StillfitError:
+        return np.full(len(examples), np.nan)
+
+
+def first_provenance(updater: str, nominal: Examples, seed: int) -> Provenance:
+    """Provenance of a network that came with the run: what it was accepted on."""
+    names, counts = np.unique(nominal.conditions, return_counts=True)
+    events = {str(n): int(c) for n, c in zip(names, counts, strict=True)}
+    span = (float(nominal.times.min()), float(nominal.times.max()))
+    return Provenance(updater=updater, seed=seed, span=span, events=events)

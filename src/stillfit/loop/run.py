@@ -1,0 +1,197 @@
+"""The loop: one function, to be read from top to bottom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from stillfit.core.arrays import Array, flatten, unflatten
+from stillfit.core.clock import Clock
+from stillfit.core.errors import RegistryError
+from stillfit.core.events import Block, Event, Examples, Labels, Notice
+from stillfit.core.values import Served
+from stillfit.decisions.windows import WindowState
+from stillfit.loop.deployment import Deployment
+from stillfit.loop.plan import Plan
+from stillfit.loop.shelf import Shelf
+from stillfit.registry import Checkpoint, Entry, Registry
+from stillfit.streams.contract import Stream
+from stillfit.streams.joining import Joiner
+from stillfit.streams.store import LabelledStore, is_held_out
+
+
+class Step(NamedTuple):
+    """What one event of the stream brought: answers by lane, and the journal's new entries.
+
+    After a restart the entries that a killed run had written already come once more.
+    """
+
+    number: int
+    event: Event
+    served: dict[str, Served]
+    entries: tuple[Entry, ...]
+
+
+def run(stream: Stream, plan: Plan, registry: Registry) -> Iterator[Step]:
+    """Keep every lane of `plan` fit on `stream`, journaling all decisions in `registry`.
+
+    The clock is the stream's. A run that was killed at any point goes on when it is called again
+    with the same stream, plan and registry: from its last checkpoint, meeting the entries that it
+    had written, and ends with the journal and the versions of an undisturbed run. That holds for
+    updates without a budget of seconds, since seconds differ from run to run.
+    """
+    house = House(plan, registry)
+    for event in stream.events(house.position):
+        now = house.tick(event)
+        served: dict[str, Served] = {}
+        match event:
+            case Notice():
+                house.window = plan.window.step(house.window, event)
+                house.note(event)
+            case Block():
+                house.joiner.add(event)
+                for lane in house.lanes:
+                    served[lane.name] = lane.serve(event)
+                    lane.watch(event, served[lane.name])
+            case Labels():
+                examples, training, fill = house.join(event)
+                for lane in house.lanes:
+                    lane.learn(examples, training, now, fill)
+                    lane.pending.forget_before(house.joiner.oldest)
+        for lane in house.lanes:
+            lane.obey(lane.writer.commands(now, house.position), now)
+            if isinstance(event, Labels | Block):
+                lane.decide(house.store, now)
+            lane.switch(house.window, now, house.store)
+        yield Step(house.position - 1, event, served, house.written())
+        if isinstance(event, Notice) or house.position % plan.checkpoint == 0:
+            house.save()
+    house.save()
+
+
+class House:
+    """What the lanes share: the clock, the window, late labels and the labelled store."""
+
+    def __init__(self, plan: Plan, registry: Registry) -> None:
+        self.plan, self.registry = plan, registry
+        self.position = 0
+        self.clock = Clock()
+        self.window: WindowState = plan.window.init()
+        self.joiner = Joiner(plan.pending_bytes)
+        self.store: LabelledStore = plan.keeping.empty()
+        self.fill: int | None = None
+        self.starts: list[tuple[float, int]] = []
+        self._shown = registry.head.count
+        shelf = Shelf(registry, plan.factories, plan.lanes[0].model.task)
+        found = registry.load_checkpoint(plan.run)
+        stored: Any = {} if found is None else found.state["lanes"]
+        self.lanes = []
+        for lane in plan.lanes:
+            position = stored.get(lane.name, {}).get("position", 0)
+            writer = registry.writer(lane.name, position)
+            self.lanes.append(Deployment(lane, plan, shelf, writer))
+        if found is None:
+            self._begin()
+        else:
+            self._resume(found)
+
+    def tick(self, event: Event) -> float:
+        """Move the clock to an event; what became ready in between happens first, in its time."""
+        for lane in self.lanes:
+            lane.wake(self.window, event.time, self.store)
+        self.clock = self.clock.at(event.time)
+        self.position += 1
+        return self.clock.now
+
+    def note(self, notice: Notice) -> None:
+        """Follow the machine: which fill it is, and whether a person lifts a HOLD."""
+        fill = notice.info.get("fill")
+        if isinstance(fill, int | float) and (not self.starts or self.starts[-1][1] != int(fill)):
+            self.starts.append((notice.time, int(fill)))
+        who = notice.info.get("resumed_by")
+        if isinstance(who, str):
+            for lane in self.lanes:
+                lane.resume(notice.time, f"resumed by the {who}")
+
+    def join(self, labels: Labels) -> tuple[Examples, Examples, int | None]:
+        """Labels with their events: all, those that updaters may see, and the fill they are of."""
+        examples = self.joiner.join(labels)
+        if not len(examples):
+            return examples, examples, None
+        rng = self.plan.seeds.rng("store", self.position)
+        self.store = self.store.add(examples, rng)
+        rules = self.plan.keeping
+        out = is_held_out(examples.ids, rules.held_out, rules.seed, rules.stretch)
+        fill = next((n for t, n in reversed(self.starts) if t <= examples.times[0]), None)
+        return examples, examples.take(~out), fill
+
+    def written(self) -> tuple[Entry, ...]:
+        """Journal entries since the last call."""
+        new = self.registry.history(since=self._shown)
+        self._shown += len(new)
+        return tuple(new)
+
+    def save(self) -> None:
+        """A checkpoint: everything that the loop needs to go on from here."""
+        joiner, waiting = self.joiner.to_segments()
+        store, kept = self.store.to_segments()
+        state: dict[str, Any] = {
+            "clock": self.clock.now if math.isfinite(self.clock.now) else None,
+            "window": [value if math.isfinite(value) else None for value in self.window],
+            "starts": [list(pair) for pair in self.starts[-64:]],
+            "joiner": joiner,
+            "store": store,
+            "lanes": {},
+        }
+        arrays: dict[str, Array] = {}
+        for name, columns in {**waiting, **kept}.items():
+            arrays.update({f"segment/{name}/{k}": v for k, v in flatten(columns).items()})
+        for lane in self.lanes:
+            document, parts = lane.to_state()
+            state["lanes"][lane.name] = document
+            arrays.update({f"lane/{lane.name}/{k}": v for k, v in parts.items()})
+        self.registry.save_checkpoint(self.plan.run, self.position, state, arrays)
+
+    def _begin(self) -> None:
+        rng = self.plan.seeds.rng("store", "nominal")
+        self.store = self.store.add(self.plan.nominal, rng)
+        for lane in self.lanes:
+            lane.begin(self.plan.start)
+        self.save()
+
+    def _resume(self, found: Checkpoint) -> None:
+        state: Mapping[str, Any] = found.state
+        names = sorted(lane.name for lane in self.lanes)
+        if names != sorted(state["lanes"]):
+            raise RegistryError(
+                f"the stored run has the lanes {sorted(state['lanes'])}, this one {names}; "
+                "go on with the same lanes, or begin in a new folder"
+            )
+        self.position = found.position
+        self.clock = Clock(_finite(state["clock"], -math.inf))
+        known, is_open, since, until = state["window"]
+        self.window = WindowState(known, is_open, since, _finite(until, math.inf))
+        self.starts = [(time, fill) for time, fill in state["starts"]]
+        segments: dict[str, dict[str, Array]] = {}
+        for path, values in _under(found.arrays, "segment/").items():
+            name, _, column = path.partition("/")
+            segments.setdefault(name, {})[column] = values
+        columns = {name: unflatten(flat) for name, flat in segments.items()}
+        self.joiner = Joiner.from_segments(state["joiner"], columns)
+        self.store = LabelledStore.from_segments(state["store"], columns)
+        for lane in self.lanes:
+            document = state["lanes"][lane.name]
+            lane.from_state(document, _under(found.arrays, f"lane/{lane.name}/"))
+            served = {int(first): version for first, version in document["pending"]}
+            for block in self.joiner.blocks():
+                if int(block.ids[0]) in served:
+                    lane.serve_again(block, served[int(block.ids[0])])
+
+
+def _under(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    return {n.removeprefix(prefix): part for n, part in arrays.items() if n.startswith(prefix)}
+
+
+def _finite(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value

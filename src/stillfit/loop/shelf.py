@@ -1,0 +1,72 @@
+"""Between stored versions, which are arrays and facts, and models that can serve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import stillfit
+from stillfit.core.values import Candidate, Cost, Provenance, VersionId
+from stillfit.models.model import Architecture, Factory, Model, build, footprint, load_weights
+from stillfit.models.task import Task
+from stillfit.registry import Architecture as StoredArchitecture
+from stillfit.registry import Manifest, Registry, VersionFacts
+
+
+class Shelf:
+    """Models by version id: loaded once from the registry, built by trusted factories only."""
+
+    def __init__(self, registry: Registry, factories: Mapping[str, Factory], task: Task) -> None:
+        self._registry = registry
+        self._factories = factories
+        self._task = task
+        self._models: dict[VersionId, Model] = {}
+
+    def get(self, version: VersionId) -> Model:
+        """The model of a stored version, every hash of it checked when it is first loaded."""
+        if version not in self._models:
+            stored = self._registry.load_version(version)
+            told = stored.manifest.facts.architecture
+            architecture = Architecture(told.factory, told.arguments)
+            network = build(architecture, self._factories)
+            load_weights(network, stored.weights)
+            self._models[version] = Model(network.eval(), self._task, architecture)
+        return self._models[version]
+
+    def manifest(self, version: VersionId) -> Manifest:
+        """What a stored version is and came from, without its arrays."""
+        return self._registry.manifest(version)
+
+    def measure(self, lane: str, what: str, figures: Mapping[str, float]) -> None:
+        """Keep figures of this machine beside the journal, outside of every hash."""
+        self._registry.measure(lane, what, figures)
+
+    def put_first(self, model: Model, provenance: Provenance) -> VersionId:
+        """Store a version that nothing in this registry came before."""
+        candidate = Candidate(
+            model=model, learner={}, cost=Cost(), update_class="weights", provenance=provenance
+        )
+        return self.put(candidate, None, {})
+
+    def put(
+        self, candidate: Candidate[Model], parent: VersionId | None, evidence: Mapping[str, Any]
+    ) -> VersionId:
+        """Store a candidate with its learner's state and the verdicts that let it through."""
+        model = candidate.model
+        version = self._registry.add_version(
+            VersionFacts(
+                architecture=StoredArchitecture(
+                    model.architecture.factory, dict(model.architecture.arguments)
+                ),
+                update_class=candidate.update_class,
+                provenance=candidate.provenance,
+                footprint=footprint(model.network),
+                code=stillfit.__version__,
+                parent=parent,
+            ),
+            weights=model.weights(),
+            learner=candidate.learner,
+            evidence=evidence,
+        )
+        self._models.setdefault(version, model)
+        return version
