@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stillfit.core.arrays import Arrays, Column, Ragged, first_bad, names_of
 from stillfit.core.errors import ConfigError, ShapeError
 from stillfit.core.events import Block, Event, Labels, Notice
+from stillfit.core.values import JSON
 from stillfit.streams.contract import Stream, skipped
 
 NOT_FINITE = "inputs not finite"
@@ -86,7 +87,9 @@ class Guarded:
     `ShapeError`: no model could go on. A notice that comes late is dropped too: what it says was
     true before the newest one.
 
-    `set_aside` is the report of the newest run of `events`; a resumed run counts what it skips.
+    `set_aside` is the report of the newest run; a run that starts later counts what it skips.
+    `events(start)` reads the stream from its beginning, as only that tells what is set aside.
+    `resume` goes on from a `cursor` instead, and reads nothing twice.
 
     Cost: one pass over the floating-point inputs (a sum), and O(1) for ids without gaps.
     """
@@ -105,8 +108,18 @@ class Guarded:
         self._run = _Run(self.policy)
         return skipped(self._usable(self._run), start)
 
+    def cursor(self) -> JSON:
+        """Where the newest run is, just after the event it gave last: small, plain values."""
+        return self._run.to_json()
+
+    def resume(self, cursor: JSON) -> Iterator[Event]:
+        """The events after those that were given when `cursor` was taken."""
+        self._run = _Run.from_json(self.policy, cursor)
+        return self._usable(self._run)
+
     def _usable(self, run: _Run) -> Iterator[Event]:
-        for event in self.stream.events():
+        for event in self.stream.events(run.read):
+            run.read += 1
             usable = run.checked(event)
             if usable is not None:
                 yield usable
@@ -127,16 +140,52 @@ def _shapes(arrays: Arrays) -> dict[str, _Shape]:
     return shapes
 
 
+def _shapes_to_json(shapes: dict[str, _Shape] | None) -> JSON:
+    if shapes is None:
+        return None
+    return {name: [s.ragged, s.kind, list(s.features)] for name, s in shapes.items()}
+
+
+def _shapes_from_json(document: Any) -> dict[str, _Shape] | None:
+    if document is None:
+        return None
+    return {name: _Shape(item[0], item[1], tuple(item[2])) for name, item in document.items()}
+
+
 class _Run:
     """The guard's memory during one run: columns, last id and time, ids that came through."""
 
     def __init__(self, policy: GuardPolicy) -> None:
         self.policy = policy
+        self.read = 0
         self.report = SetAside()
         self.now = -math.inf
         self.known = _Known(policy.window)
         self.inputs: dict[str, _Shape] | None = None
         self.targets: dict[str, _Shape] | None = None
+
+    def to_json(self) -> JSON:
+        return {
+            "read": self.read,
+            "now": self.now if math.isfinite(self.now) else None,
+            "counts": dict(self.report.counts),
+            "first": dict(self.report.first),
+            "known": self.known.to_json(),
+            "inputs": _shapes_to_json(self.inputs),
+            "targets": _shapes_to_json(self.targets),
+        }
+
+    @classmethod
+    def from_json(cls, policy: GuardPolicy, document: JSON) -> _Run:
+        state = cast(dict[str, Any], document)
+        run = cls(policy)
+        run.read = int(state["read"])
+        run.now = -math.inf if state["now"] is None else float(state["now"])
+        run.report = SetAside(dict(state["counts"]), dict(state["first"]))
+        run.known = _Known.from_json(policy.window, state["known"])
+        run.inputs = _shapes_from_json(state["inputs"])
+        run.targets = _shapes_from_json(state["targets"])
+        return run
 
     def checked(self, event: Event) -> Event | None:
         """The part of an event that can be used, None if there is none."""
@@ -252,6 +301,21 @@ class _Known:
         # first id, last id, and the ids between if there are gaps
         self._runs: deque[tuple[int, int, NDArray[np.int64] | None]] = deque()
         self._n = 0
+
+    def to_json(self) -> JSON:
+        return [
+            [first, last, None if gaps is None else np.diff(gaps).tolist()]
+            for first, last, gaps in self._runs
+        ]
+
+    @classmethod
+    def from_json(cls, window: int, document: Any) -> _Known:
+        known = cls(window)
+        for first, last, steps in document:
+            gaps = None if steps is None else first + np.cumsum([0, *steps], dtype=np.int64)
+            known._runs.append((first, last, gaps))
+            known._n += last - first + 1 if gaps is None else len(gaps)
+        return known
 
     @property
     def first(self) -> int:

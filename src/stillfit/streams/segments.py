@@ -16,6 +16,7 @@ import numpy as np
 from stillfit.core.arrays import Array, Arrays, Column, Ragged, flatten, unflatten
 from stillfit.core.errors import DamagedError
 from stillfit.core.values import JSON
+from stillfit.streams.packing import packed, unpacked
 
 Segments: TypeAlias = Mapping[str, Arrays]
 
@@ -23,11 +24,13 @@ _DOCUMENT = "document"
 
 
 def as_arrays(document: JSON, segments: Segments) -> dict[str, Array]:
-    """Document and segments as one mapping of plain arrays, for a checkpoint in one file."""
-    text = json.dumps(document).encode()
-    flat: dict[str, Array] = {_DOCUMENT: np.frombuffer(text, np.uint8)}
-    for name, arrays in segments.items():
-        flat.update({f"{name}/{key}": values for key, values in flatten(arrays).items()})
+    """Document and segments as plain arrays: one array of bytes for each segment.
+
+    For a checkpoint that stores each array under the hash of its bytes: it finds most of them
+    there already.
+    """
+    flat: dict[str, Array] = {name: packed(flatten(arrays)) for name, arrays in segments.items()}
+    flat[_DOCUMENT] = np.frombuffer(json.dumps(document).encode(), np.uint8)
     return flat
 
 
@@ -37,13 +40,12 @@ def from_arrays(flat: Mapping[str, Array]) -> tuple[JSON, dict[str, Arrays]]:
         raise DamagedError(
             f"the checkpoint lacks {_DOCUMENT!r}; was it written by another part of the loop?"
         )
-    parts: dict[str, dict[str, Array]] = {}
-    for key, values in flat.items():
-        if key != _DOCUMENT:
-            name, _, rest = key.partition("/")
-            parts.setdefault(name, {})[rest] = values
     document = cast(JSON, json.loads(flat[_DOCUMENT].tobytes()))
-    return document, {name: unflatten(arrays) for name, arrays in parts.items()}
+    return document, {
+        name: unflatten(unpacked(data, f"segment {name[:12]}..."))
+        for name, data in flat.items()
+        if name != _DOCUMENT
+    }
 
 
 def segment(segments: Segments, name: str) -> Arrays:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillfit.core.arrays import (
+    Array,
     Arrays,
     Column,
     Index,
@@ -25,7 +26,15 @@ from stillfit.core.errors import ConfigError, ShapeError
 from stillfit.core.events import Examples
 from stillfit.core.values import JSON
 from stillfit.streams.chance import uniform
-from stillfit.streams.segments import Segments, owned, prefixed, segment, unprefixed
+from stillfit.streams.segments import (
+    Segments,
+    as_arrays,
+    from_arrays,
+    owned,
+    prefixed,
+    segment,
+    unprefixed,
+)
 
 Side: TypeAlias = Literal["training", "held_out"]
 SIDES: tuple[Side, ...] = ("training", "held_out")
@@ -372,11 +381,20 @@ class LabelledStore:
         state = cast(dict[str, Any], document)
         groups = {
             (item["condition"], item["side"]): tuple(
-                _from_arrays(segment(segments, name)) for name in item["segments"]
+                _chunk_of(segment(segments, name)) for name in item["segments"]
             )
             for item in state["groups"]
         }
         return cls(Keeping(**state["rules"]), groups, state["thresholds"], state["seen"])
+
+    def to_arrays(self) -> dict[str, Array]:
+        """State as plain arrays: a document and one array of bytes for each segment."""
+        return as_arrays(*self.to_segments())
+
+    @classmethod
+    def from_arrays(cls, flat: Mapping[str, Array]) -> LabelledStore:
+        """The inverse of `to_arrays`."""
+        return cls.from_segments(*from_arrays(flat))
 
     def _side(self, side: Side) -> View:
         return View(
@@ -515,7 +533,7 @@ def _appended(held: tuple[_Chunk, ...], chunk: _Chunk, largest: int) -> tuple[_C
     return tuple(chunks)
 
 
-def _from_arrays(arrays: Arrays) -> _Chunk:
+def _chunk_of(arrays: Arrays) -> _Chunk:
     return _Chunk(
         cast(NDArray[np.int64], arrays["ids"]),
         cast(NDArray[np.float64], arrays["times"]),
