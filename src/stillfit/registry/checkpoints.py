@@ -1,0 +1,255 @@
+"""Checkpoints: a loop's state as JSON and arrays, of which only what is new is written.
+
+An array of 64 KiB or more is a *segment*, a file named by the hash of its content that all
+checkpoints share; smaller arrays lie together in one segment. So a store of labelled events kept
+as one array per fill costs one write per fill, not one per checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stillfit.core.arrays import Array
+from stillfit.core.errors import DamagedError, RegistryError
+from stillfit.core.values import JSON
+from stillfit.registry.canon import canonical, check_name, plain, readable, sha256
+from stillfit.registry.durable import Parts, inside, make_dir, write_file
+from stillfit.registry.journal import Head
+from stillfit.registry.tensors import decode, encode
+
+FORMAT = 1
+KEPT = 2
+_SHARED = 64 * 1024  # bytes from which an array has a file of its own
+_DIGITS = 12
+_VALUES = "values"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A loop's state at a position of its stream.
+
+    `warning`: None, or why an older checkpoint had to be taken.
+    """
+
+    position: int
+    state: Mapping[str, JSON]
+    arrays: Mapping[str, Array]
+    warning: str | None = None
+
+
+class Checkpoints:
+    """The checkpoints of all runs of one registry, opened by the process that writes it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        # Segments that this process wrote or read whole: not read again before they are reused.
+        self._known: set[str] = set()
+
+    def save(
+        self,
+        run: str,
+        position: int,
+        state: Mapping[str, Any],
+        arrays: Mapping[str, Array],
+        head: Head,
+    ) -> None:
+        """Store a state durably, then drop all but the last two of the run and unused segments.
+
+        Cost: every array is hashed (about 1 GB/s), new ones are written and flushed, one flush for
+        the checkpoint. A failure leaves the earlier checkpoints as they were.
+        """
+        check_name(run, "a run")
+        if position < 0:
+            raise RegistryError(f"a checkpoint has the position {position}; count from 0")
+        places: dict[str, JSON] = {}
+        small: dict[str, Array] = {}
+        for name, array in sorted(arrays.items()):
+            if array.nbytes < _SHARED:
+                small[name] = array
+            else:
+                segment = self._put({_VALUES: array}, name)
+                places[name] = {"segment": segment, "tensor": _VALUES}
+        if small:
+            segment = self._put(small, "of a checkpoint")
+            for name in small:
+                places[name] = {"segment": segment, "tensor": name}
+        body: dict[str, JSON] = {
+            "arrays": places,
+            "format": FORMAT,
+            "journal": {"count": head.count, "hash": head.hash},
+            "position": position,
+            "run": run,
+            "state": plain(state, "checkpoint"),
+        }
+        directory = inside(self._root, "checkpoints", run)
+        make_dir(directory)
+        data = readable(body | {"sha256": sha256(canonical(body))})
+        write_file(inside(directory, f"{position:0{_DIGITS}d}.json"), [data])
+        self._forget(directory, position)
+
+    def load(self, run: str) -> Checkpoint | None:
+        """The last whole checkpoint of a run, or None if it never made one.
+
+        Falls back to the one before if the last is damaged, and says so in `warning`;
+        `DamagedError` if none is whole.
+        """
+        check_name(run, "a run")
+        faults: list[str] = []
+        for path in reversed(_files(inside(self._root, "checkpoints", run))):
+            try:
+                body = read_checkpoint(path)
+                arrays = self._arrays(body["arrays"])
+            except DamagedError as error:
+                faults.append(str(error))
+                continue
+            warning = None
+            if faults:
+                warning = (
+                    f"the last checkpoint of {run!r} is damaged ({faults[0]}); going on from "
+                    f"position {body['position']}, what came after is done again"
+                )
+            return Checkpoint(
+                position=body["position"], state=body["state"], arrays=arrays, warning=warning
+            )
+        if faults:
+            raise DamagedError(
+                f"no checkpoint of {run!r} is whole ({faults[0]}); delete "
+                f"{self._root / 'checkpoints' / run} to replay the run from its start: "
+                "versions and journal are kept"
+            )
+        return None
+
+    def _put(self, arrays: Mapping[str, Array], what: str) -> str:
+        """Store arrays under the hash of their bytes, unless they are there, whole."""
+        parts: Parts = encode(arrays, f"checkpoint array {what}")
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        segment = digest.hexdigest()
+        path = _segment(self._root, segment)
+        if not (path.exists() and self._is_whole(segment)):
+            make_dir(path.parent)
+            write_file(path, parts)
+            self._known.add(segment)
+        return segment
+
+    def _is_whole(self, segment: str) -> bool:
+        if segment not in self._known:
+            try:
+                _read_segment(self._root, segment)
+            except DamagedError:
+                return False
+            self._known.add(segment)
+        return True
+
+    def _arrays(self, places: Mapping[str, Mapping[str, str]]) -> dict[str, Array]:
+        arrays: dict[str, Array] = {}
+        opened: dict[str, dict[str, Array]] = {}
+        for name, place in places.items():
+            segment = place["segment"]
+            if segment not in opened:
+                opened[segment] = _read_segment(self._root, segment)
+                self._known.add(segment)
+            # Two names with equal content share a segment; a loop may write to its arrays.
+            taken = opened[segment].pop(place["tensor"], None)
+            if taken is None:
+                taken = np.copy(next(arrays[n] for n, p in places.items() if p == place))
+            arrays[name] = taken
+        return arrays
+
+    def _forget(self, directory: Path, position: int) -> None:
+        """Keep this checkpoint and the one before; drop segments that no checkpoint names.
+
+        A later one can only be damaged, since the run has just come from an earlier one.
+        """
+        files = _files(directory)
+        kept = [path for path in files if int(path.stem) <= position][-KEPT:]
+        for path in files:
+            if path not in kept:
+                path.unlink()
+        used: set[str] = set()
+        for path in checkpoint_files(self._root):
+            try:
+                used |= segments_of(read_checkpoint(path))
+            except DamagedError:
+                return  # what it refers to is unknown, so nothing may go
+        for path in segment_files(self._root):
+            if path.stem not in used:
+                path.unlink()
+                self._known.discard(path.stem)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The table of a checkpoint file, its own hash checked."""
+    try:
+        data = inside(path.parent, path.name).read_bytes()
+        body = json.loads(data)
+        claimed = body.pop("sha256")
+        whole = claimed == sha256(canonical(body))
+        if not whole or readable(body | {"sha256": claimed}) != data:
+            raise DamagedError(f"{path} was altered: its content does not have the hash in it")
+    except FileNotFoundError:
+        raise DamagedError(f"{path} is missing") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DamagedError(f"{path} was altered: it is not a checkpoint") from None
+    if body["format"] > FORMAT:
+        raise RegistryError(
+            f"{path} has format {body['format']}, this release reads up to {FORMAT}: "
+            "update stillfit"
+        )
+    assert isinstance(body, dict)
+    return body
+
+
+def segments_of(body: Mapping[str, Any]) -> set[str]:
+    """Names of the segments that a checkpoint needs."""
+    return {place["segment"] for place in body["arrays"].values()}
+
+
+def checkpoint_files(root: Path) -> Iterator[Path]:
+    """The files of all checkpoints of all runs."""
+    directory = inside(root, "checkpoints")
+    if directory.is_dir():
+        for run in sorted(directory.iterdir()):
+            yield from _files(inside(directory, run.name))
+
+
+def segment_files(root: Path) -> list[Path]:
+    """The files of all segments."""
+    return sorted(inside(root, "segments").glob("[0-9a-f]*.safetensors"))
+
+
+def segment_fault(root: Path, segment: str) -> str | None:
+    """What is wrong with a stored segment, or None."""
+    try:
+        _read_segment(root, segment)
+    except DamagedError as error:
+        return str(error)
+    return None
+
+
+def _read_segment(root: Path, segment: str) -> dict[str, Array]:
+    path = _segment(root, segment)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DamagedError(f"{path} is missing") from None
+    if sha256(data) != segment:
+        raise DamagedError(f"{path} was altered: its content does not have the hash in its name")
+    return decode(data, path)
+
+
+def _segment(root: Path, segment: str) -> Path:
+    return inside(root, "segments", f"{segment}.safetensors")
+
+
+def _files(directory: Path) -> list[Path]:
+    """The checkpoint files of a run, oldest first."""
+    return sorted(directory.glob("[0-9]" * _DIGITS + ".json"))
