@@ -44,6 +44,15 @@ def _positive(values: Floats, what: str) -> Floats:
     return values
 
 
+def _same(shared: Sequence[Floats], what: str) -> None:
+    for other in shared[1:]:
+        if not np.array_equal(other, shared[0]):
+            raise ShapeError(
+                f"predictions with different {what} cannot be joined: {shared[0]} and {other}; "
+                "do they come from different versions?"
+            )
+
+
 def _join_parts(parts: Sequence[tuple[Floats, Floats] | None]) -> tuple[Floats, Floats] | None:
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
@@ -225,6 +234,7 @@ class Mixture(Predictive):
 
     @classmethod
     def concat(cls, parts: Sequence[Self]) -> Self:
+        _same([part._weights for part in parts], "mixture weights")
         return cls(
             np.concatenate([part.means for part in parts]),
             np.concatenate([part.variances for part in parts]),
@@ -325,9 +335,9 @@ class QuantileTable(Predictive):
     def _knots(self) -> tuple[Floats, Floats]:
         """Levels from 0 to 1 and values, with a least slope, so that densities stay finite."""
         v, p = self.values, self.levels
-        # Steps below a billionth of the table, or below what doubles of this size can tell apart.
+        # At least a billionth of the table, and 4096 doubles, so that F can be read inside a step.
         size = np.maximum(np.abs(v[..., -1:]), np.abs(v[..., :1]))
-        floor = np.maximum(1e-9 * (v[..., -1:] - v[..., :1]), 8 * np.spacing(size) + 1e-300)
+        floor = np.maximum(1e-9 * (v[..., -1:] - v[..., :1]), 4096 * np.spacing(size) + 1e-300)
         steps = np.maximum(np.diff(v, axis=-1), floor)
         v = np.concatenate([v[..., :1], v[..., :1] + np.cumsum(steps, -1)], -1)
         low = v[..., :1] - steps[..., :1] / (p[1] - p[0]) * p[0]
@@ -412,6 +422,7 @@ class QuantileTable(Predictive):
 
     @classmethod
     def concat(cls, parts: Sequence[Self]) -> Self:
+        _same([part.levels for part in parts], "quantile levels")
         return cls(parts[0].levels, np.concatenate([part.values for part in parts]))
 
 

@@ -34,9 +34,9 @@ def correlation_time(values: NDArray[np.floating[Any]]) -> float:
     Source: Geyer 1992, doi:10.1214/ss/1177011137 (initial positive sequence).
     """
     n = len(values)
-    away = np.asarray(values, np.float64) - np.mean(values)
-    if n < 4 or not np.any(away):
+    if n < 4:
         return 1.0
+    away = np.asarray(values, np.float64) - np.mean(values)
     spectrum = np.fft.rfft(away, 2 * n)
     covariance = np.fft.irfft(spectrum.real**2 + spectrum.imag**2)[:n]
     if covariance[0] <= 0:

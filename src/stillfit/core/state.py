@@ -41,7 +41,10 @@ def to_arrays(state: Any, prefix: str = "") -> dict[str, Array]:
         )
     flat: dict[str, Array] = {}
     for name, part in parts.items():
-        flat.update(to_arrays(part, f"{prefix}{name}."))
+        for path, values in to_arrays(part, f"{prefix}{name}.").items():
+            if path in flat:
+                raise DataError(f"two parts of a state are named {path!r}; rename one of them")
+            flat[path] = values
     return flat
 
 
