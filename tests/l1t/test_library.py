@@ -57,11 +57,12 @@ def test_the_shipped_library_is_large_enough_and_small_enough(shipped):
 
 
 @pytest.mark.parametrize(
-    ("process", "mean", "tolerance"),
-    [("inelastic", 0.910, 0.015), ("ttbar", 30.0, 0.4), ("zmumu", 5.8, 0.15), ("hbb", 15.2, 0.4)],
+    ("process", "mean"), [("inelastic", 0.910), ("ttbar", 30.0), ("zmumu", 5.8), ("hbb", 15.2)]
 )
-def test_charged_tracks_per_interaction(shipped, process, mean, tolerance):
+def test_charged_tracks_per_interaction(shipped, process, mean):
+    """The expected figures come from small samples of another generation: 3 % is their worth."""
     counts = tracks_per_interaction(shipped, process)
+    tolerance = 0.03 * mean
     error = counts.std() / np.sqrt(len(counts))
     assert 4 * error < tolerance  # the sample can tell
     assert counts.mean() == pytest.approx(mean, abs=tolerance)
@@ -112,9 +113,11 @@ def test_decays_of_b_hadrons_are_displaced_by_millimetres(shipped):
 
 
 def test_prompt_particles_come_from_their_interaction_exactly(shipped):
-    prompt = shipped.r_prod == 0
-    assert prompt.mean() > 0.6
-    assert not shipped.d0[prompt].any()
+    exact = (shipped.r_prod == 0) & (shipped.z0 == 0)
+    assert exact.mean() > 0.6
+    assert not shipped.d0[exact].any()
+    # Vertices are stored to the micrometre: a tau or charm may decay within it, but not far away.
+    assert np.abs(shipped.z0[shipped.r_prod == 0]).max() < 0.002
 
 
 # --- splits ---------------------------------------------------------------------------------

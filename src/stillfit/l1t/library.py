@@ -38,7 +38,7 @@ ETA_MAX = 2.6
 FIELD = 3.8  # tesla
 ENERGY = 14_000.0  # GeV
 ELECTRON, MUON, HADRON = 0, 1, 2
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "data" / "library"
 
 # What the package ships: interactions of each process, and the seed.
 SHIPPED: Mapping[str, int] = {
