@@ -10,10 +10,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
-import scoringrules
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
@@ -51,6 +50,13 @@ def _same(shared: Sequence[Floats], what: str) -> None:
                 f"predictions with different {what} cannot be joined: {shared[0]} and {other}; "
                 "do they come from different versions?"
             )
+
+
+def _scores() -> Any:
+    """scoringrules, imported at the first score: it compiles for seconds when it is imported."""
+    import scoringrules
+
+    return scoringrules
 
 
 def _join_parts(parts: Sequence[tuple[Floats, Floats] | None]) -> tuple[Floats, Floats] | None:
@@ -217,10 +223,10 @@ class Mixture(Predictive):
         deviations = np.sqrt(self.variances)
         if self.means.shape[-1] == 1:
             return np.asarray(
-                scoringrules.crps_normal(_floats(y), self.means[..., 0], deviations[..., 0])
+                _scores().crps_normal(_floats(y), self.means[..., 0], deviations[..., 0])
             )
         weights = np.broadcast_to(self._weights, self.means.shape)
-        return np.asarray(scoringrules.crps_mixnorm(_floats(y), self.means, deviations, weights))
+        return np.asarray(_scores().crps_mixnorm(_floats(y), self.means, deviations, weights))
 
     def sample(self, n: int, rng: np.random.Generator) -> Floats:
         member = rng.choice(self.means.shape[-1], (n, *self.mean.shape), p=self._weights)
@@ -290,7 +296,7 @@ class StudentT(Predictive):
         return np.asarray(stats.t.logpdf(_floats(y), self.dof, self.location, self.scale))
 
     def crps(self, y: ArrayLike) -> Floats:
-        return np.asarray(scoringrules.crps_t(_floats(y), self.dof, self.location, self.scale))
+        return np.asarray(_scores().crps_t(_floats(y), self.dof, self.location, self.scale))
 
     def sample(self, n: int, rng: np.random.Generator) -> Floats:
         shape = (n, *self.location.shape)

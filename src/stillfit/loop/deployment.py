@@ -325,8 +325,8 @@ class Deployment:
                 rate=self.plan.rate,
                 rng=self._rng(why, monitor.name),
             )
-            if fitted is not None:
-                self._watch[place] = fitted
+            # A monitor without a reference says nothing, which is better than an old reference.
+            self._watch[place] = monitor.init() if fitted is None else fitted
         rows = examples if errors_on is None or not len(errors_on) else errors_on
         errors = model.errors(rows)["error"]
         for place, label_monitor in enumerate(self.lane.errors):
@@ -338,8 +338,7 @@ class Deployment:
                 rate=self.plan.rate,
                 rng=self._rng(why, label_monitor.name),
             )
-            if fitted is not None:
-                self._errors[place] = fitted
+            self._errors[place] = label_monitor.init() if fitted is None else fitted
 
     def _guarded(
         self, name: str, now: float, step: Callable[..., Any], *args: Any, **knobs: Any

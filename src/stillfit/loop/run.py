@@ -43,30 +43,32 @@ def run(stream: Stream, plan: Plan, registry: Registry) -> Iterator[Step]:
     """
     house = House(plan, registry)
     for event in stream.events(house.position):
-        now = house.tick(event)
-        served: dict[str, Served] = {}
-        match event:
-            case Notice():
-                house.window = plan.window.step(house.window, event)
-                house.note(event)
-            case Block():
-                house.joiner.add(event)
-                for lane in house.lanes:
-                    served[lane.name] = lane.serve(event)
-                    lane.watch(event, served[lane.name])
-            case Labels():
-                examples, training, fill = house.join(event)
-                for lane in house.lanes:
-                    lane.learn(examples, training, now, fill)
-                    lane.pending.forget_before(house.joiner.oldest)
-        for lane in house.lanes:
-            lane.obey(lane.writer.commands(now, house.position), now)
-            if isinstance(event, Labels | Block):
-                lane.decide(house.store, now)
-            lane.switch(house.window, now, house.store)
+        with registry.batch():
+            house.decide_before(event)
+            now = house.tick(event)
+            served: dict[str, Served] = {}
+            match event:
+                case Notice():
+                    house.window = plan.window.step(house.window, event)
+                    house.note(event)
+                case Block():
+                    house.joiner.add(event)
+                    for lane in house.lanes:
+                        served[lane.name] = lane.serve(event)
+                        lane.watch(event, served[lane.name])
+                case Labels():
+                    examples, training, fill = house.join(event)
+                    for lane in house.lanes:
+                        lane.learn(examples, training, now, fill)
+                        lane.pending.forget_before(house.joiner.oldest)
+            for lane in house.lanes:
+                lane.obey(lane.writer.commands(now, house.position), now)
+                lane.switch(house.window, now, house.store)
         yield Step(house.position - 1, event, served, house.written())
         if isinstance(event, Notice) or house.position % plan.checkpoint == 0:
             house.save()
+    with registry.batch():
+        house.decide()
     house.save()
 
 
@@ -80,7 +82,7 @@ class House:
         self.window: WindowState = plan.window.init()
         self.joiner = Joiner(plan.pending_bytes)
         self.store: LabelledStore = plan.keeping.empty()
-        self.fill: int | None = None
+        self.fresh = False
         self.starts: list[tuple[float, int]] = []
         self._shown = registry.head.count
         shelf = Shelf(registry, plan.factories, plan.lanes[0].model.task)
@@ -96,8 +98,23 @@ class House:
         else:
             self._resume(found)
 
+    def decide_before(self, event: Event) -> None:
+        """Decide on what is known before `event`: labels that come together are read together."""
+        if event.time > self.clock.now or not isinstance(event, Labels):
+            self.decide()
+
+    def decide(self) -> None:
+        """Let every lane decide at the time of the last event, if it brought anything to go by."""
+        if not self.fresh:
+            return
+        self.fresh = False
+        for lane in self.lanes:
+            lane.decide(self.store, self.clock.now)
+            lane.switch(self.window, self.clock.now, self.store)
+
     def tick(self, event: Event) -> float:
         """Move the clock to an event; what became ready in between happens first, in its time."""
+        self.fresh = self.fresh or not isinstance(event, Notice)
         for lane in self.lanes:
             lane.wake(self.window, event.time, self.store)
         self.clock = self.clock.at(event.time)
@@ -139,6 +156,7 @@ class House:
         state: dict[str, Any] = {
             "clock": self.clock.now if math.isfinite(self.clock.now) else None,
             "window": [value if math.isfinite(value) else None for value in self.window],
+            "fresh": self.fresh,
             "starts": [list(pair) for pair in self.starts[-64:]],
             "joiner": joiner,
             "store": store,
@@ -172,6 +190,7 @@ class House:
         self.clock = Clock(_finite(state["clock"], -math.inf))
         known, is_open, since, until = state["window"]
         self.window = WindowState(known, is_open, since, _finite(until, math.inf))
+        self.fresh = state["fresh"]
         self.starts = [(time, fill) for time, fill in state["starts"]]
         segments: dict[str, dict[str, Array]] = {}
         for path, values in _under(found.arrays, "segment/").items():
