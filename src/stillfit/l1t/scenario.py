@@ -45,7 +45,8 @@ class Scenario:
     `fills`: number of fills; `events` recorded of each, in blocks of `block`. `years`: real fills
     of these years give durations and gaps; none: drawn from their distributions. `levelled`:
     constant pile-up as at HL-LHC, at the pile-up of the conditions; else the decay of real fills
-    is scaled to it. `label_delay`: fills until offline labels of a fill are there.
+    is scaled to it. `longest`: hours after which the operators dump a fill. `label_delay`:
+    fills until offline labels of a fill are there.
     `label_fraction`: share of events that get a label. `shared_misalignment`: share of the
     detector's z shift that the offline labels have too (0: aligned offline). `resumes`: fills
     after which the shift crew lifts a HOLD, which in life is a person's command.
@@ -58,6 +59,7 @@ class Scenario:
     first_fill: int = 1
     years: tuple[int, ...] = ()
     levelled: bool = True
+    longest: float = 10.0
     label_delay: int = 1
     label_fraction: float = 1.0
     label_noise: float = 0.005

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from stillfit.core.arrays import Arrays, concat
+from stillfit.core.clock import HOUR
 from stillfit.core.events import Block, Conditions, Event, Labels, Notice
 from stillfit.core.seeds import Seeds
 from stillfit.l1t import fills as lhc
@@ -82,16 +84,24 @@ class Season:
         """Events (blocks, labels, notices) of the whole stream."""
         return len(self._plan(self.fills))
 
-    @property
+    @cached_property
     def fills(self) -> tuple[lhc.Fill, ...]:
         """The fills of the season with their times; the same for the same scenario."""
         scenario = self.scenario
         rng = Seeds(scenario.seed).rng("fills")
         levelling = lhc.Levelling() if scenario.levelled else None
-        if not scenario.years:
-            return lhc.generate(scenario.fills, rng=rng, levelling=levelling)
-        real = lhc.real(scenario.years)[scenario.first_fill - 1 :][: scenario.fills]
-        return tuple(levelling.apply(fill, rng) if levelling else fill for fill in real)
+        if scenario.years:
+            made = lhc.real(scenario.years)[scenario.first_fill - 1 :][: scenario.fills]
+        else:
+            made = lhc.generate(scenario.fills, rng=rng)
+        fills: list[lhc.Fill] = []
+        start = 0.0
+        for fill in made:
+            duration = min(fill.duration, scenario.longest * HOUR)
+            moved = replace(fill, start=start, duration=duration)
+            fills.append(levelling.apply(moved, rng) if levelling else moved)
+            start = moved.next_start
+        return tuple(fills)
 
     def block(self, fill: int, number: int) -> tuple[Block, Arrays]:
         """One block with its truth: simulated alone, from a generator of its own."""

@@ -205,6 +205,34 @@ class Deployment:
             self.held, self.failed = False, {}
             self.writer.resume(now, because)
 
+    def journal_experience(self, store: LabelledStore, now: float) -> None:
+        """At the end: what each version that served is worth on every condition, and what is kept.
+
+        The matrix holds the headline figure of the task (the first of `summarise`), rows in the
+        order in which the versions served, on the held-out events of each condition.
+        """
+        if not np.isfinite(now):
+            return
+        matrix: list[list[float | None]] = []
+        headline = ""
+        held = {c: _rows(store.held_out, c, None, self.lane.judged) for c in store.seen}
+        held = {condition: rows for condition, rows in held.items() if len(rows)}
+        for version in self.served:
+            model = self.shelf.get(version)
+            row: list[float | None] = []
+            for rows in held.values():
+                predictive, outputs = model.predict(rows.inputs)
+                figures = model.task.summarise(predictive, outputs, rows.targets)
+                headline = next(iter(figures))
+                row.append(_number(figures[headline]))
+            matrix.append(row)
+        stored = {
+            h.condition: {"events": h.training + h.held_out, "bytes": h.nbytes}
+            for h in store.holdings()
+        }
+        self._journal("experience", now, versions=list(self.served), conditions=list(held),
+                      matrix=matrix, figure=headline, stored=stored)  # fmt: skip
+
     # -- switch -----------------------------------------------------------------------------------
 
     def wake(self, state: WindowState, now: float, store: LabelledStore) -> None:

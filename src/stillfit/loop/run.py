@@ -69,6 +69,8 @@ def run(stream: Stream, plan: Plan, registry: Registry) -> Iterator[Step]:
             house.save()
     with registry.batch():
         house.decide()
+        for lane in house.lanes:
+            lane.journal_experience(house.store, house.clock.now)
     house.save()
 
 
