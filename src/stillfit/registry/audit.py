@@ -76,9 +76,10 @@ def verify(path: Path | str) -> list[Finding]:
         found = read_log(root)
     except RegistryError as error:
         return [*findings, Finding(LOG, str(error)), *_version_findings(root)]
-    findings += [Finding(LOG, what) for what in log_faults(found, head or Head(0, "", 0))]
-    if head is None and found.fault is not None:
-        findings.append(Finding(LOG, found.fault))
+    faults = log_faults(found, head) if head is not None else []
+    if found.fault is not None and not faults and not (found.torn and head is not None):
+        faults = [found.fault]
+    findings += [Finding(LOG, what) for what in faults]
     if rows is not None:
         findings += [Finding(INDEX, what) for what in _compare(rows, found, head)]
     for mark in marks:
@@ -116,8 +117,7 @@ def rebuild(path: Path | str) -> list[str]:
             found = _from_index(root, head)
             write_file(inside(root, LOG), [entry.line() for entry in found.entries])
             done.append(f"{LOG} was made anew from {INDEX}: {len(found.entries)} entries")
-        for name in (INDEX, f"{INDEX}-wal", f"{INDEX}-shm", f"{INDEX}-journal"):
-            inside(root, name).unlink(missing_ok=True)
+        Index.remove(inside(root, INDEX))
         index = Index.writing(inside(root, INDEX))
         try:
             index.begin()

@@ -22,7 +22,7 @@ from stillfit.core.values import JSON
 from stillfit.registry.canon import canonical, check_name, plain, readable, sha256
 from stillfit.registry.durable import Parts, inside, make_dir, write_file
 from stillfit.registry.journal import Head
-from stillfit.registry.tensors import decode, encode
+from stillfit.registry.tensors import code_of, decode, encode
 
 FORMAT = 1
 KEPT = 2
@@ -71,13 +71,14 @@ class Checkpoints:
         places: dict[str, JSON] = {}
         small: dict[str, Array] = {}
         for name, array in sorted(arrays.items()):
+            code_of(array, f"checkpoint array {name!r}")
             if array.nbytes < _SHARED:
                 small[name] = array
             else:
-                segment = self._put({_VALUES: array}, name)
+                segment = self._put({_VALUES: array})
                 places[name] = {"segment": segment, "tensor": _VALUES}
         if small:
-            segment = self._put(small, "of a checkpoint")
+            segment = self._put(small)
             for name in small:
                 places[name] = {"segment": segment, "tensor": name}
         body: dict[str, JSON] = {
@@ -92,7 +93,7 @@ class Checkpoints:
         make_dir(directory)
         data = readable(body | {"sha256": sha256(canonical(body))})
         write_file(inside(directory, f"{position:0{_DIGITS}d}.json"), [data])
-        self._forget(directory, position)
+        self.clear(run, position)
 
     def load(self, run: str) -> Checkpoint | None:
         """The last whole checkpoint of a run, or None if it never made one.
@@ -126,9 +127,9 @@ class Checkpoints:
             )
         return None
 
-    def _put(self, arrays: Mapping[str, Array], what: str) -> str:
+    def _put(self, arrays: Mapping[str, Array]) -> str:
         """Store arrays under the hash of their bytes, unless they are there, whole."""
-        parts: Parts = encode(arrays, f"checkpoint array {what}")
+        parts: Parts = encode(arrays, "checkpoint array")
         digest = hashlib.sha256()
         for part in parts:
             digest.update(part)
@@ -155,6 +156,7 @@ class Checkpoints:
         for name, place in places.items():
             segment = place["segment"]
             if segment not in opened:
+                self._known.discard(segment)
                 opened[segment] = _read_segment(self._root, segment)
                 self._known.add(segment)
             # Two names with equal content share a segment; a loop may write to its arrays.
@@ -164,12 +166,12 @@ class Checkpoints:
             arrays[name] = taken
         return arrays
 
-    def _forget(self, directory: Path, position: int) -> None:
+    def clear(self, run: str, position: int) -> None:
         """Keep this checkpoint and the one before; drop segments that no checkpoint names.
 
         A later one can only be damaged, since the run has just come from an earlier one.
         """
-        files = _files(directory)
+        files = _files(inside(self._root, "checkpoints", run))
         kept = [path for path in files if int(path.stem) <= position][-KEPT:]
         for path in files:
             if path not in kept:

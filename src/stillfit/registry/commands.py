@@ -44,7 +44,7 @@ class Command:
 
 def check_command(journal: Journal, root: Path, command: Command) -> None:
     """`RegistryError` unless the command makes sense now."""
-    lane = command.lane
+    lane = command.draft(0.0).lane
     if command.kind not in KINDS:
         raise RegistryError(f"{command.kind!r} is no command; commands are {', '.join(KINDS)}")
     if command.actor == LOOP or not command.because.strip():

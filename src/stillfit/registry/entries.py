@@ -114,12 +114,14 @@ class Scan(NamedTuple):
     """What a journal file holds.
 
     `ends[i]`: bytes up to the end of entry `i`. `fault`: what is wrong after the last good entry,
-    None if the file is whole.
+    None if the file is whole. `torn`: what is wrong is only a last line without its end, as a
+    killed writer leaves it.
     """
 
     entries: list[Entry]
     ends: list[int]
     fault: str | None
+    torn: bool = False
 
 
 def scan(data: bytes, genesis: str) -> Scan:
@@ -130,7 +132,7 @@ def scan(data: bytes, genesis: str) -> Scan:
     while start < len(data):
         end = data.find(b"\n", start)
         if end < 0:
-            return Scan(entries, ends, f"entry {len(entries)} breaks off")
+            return Scan(entries, ends, f"entry {len(entries)} breaks off", torn=True)
         found = parse(data[start : end + 1], len(entries), prev)
         if isinstance(found, str):
             return Scan(entries, ends, found)

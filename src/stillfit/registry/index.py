@@ -71,6 +71,12 @@ class Index:
                 raise
         return index
 
+    @staticmethod
+    def remove(path: Path) -> None:
+        """Delete the file and what SQLite keeps beside it."""
+        for extra in ("", "-wal", "-shm", "-journal"):
+            path.with_name(path.name + extra).unlink(missing_ok=True)
+
     def begin(self) -> None:
         with _mapped(self._name):
             self._database.execute("BEGIN")

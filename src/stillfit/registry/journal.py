@@ -59,7 +59,8 @@ class Journal:
 
         It comes last: until it is there, there is no registry.
         """
-        inside(root, INDEX).unlink(missing_ok=True)
+        Index.remove(inside(root, INDEX))
+        Index.writing(inside(root, INDEX)).close(tidy=True)
         write_file(inside(root, LOG), [])
         write_file(inside(root, HEAD), [Head(0, sha256(mark), 0).text()])
 

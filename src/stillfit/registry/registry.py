@@ -221,15 +221,21 @@ class Registry:
 
     def load_checkpoint(self, run: str) -> Checkpoint | None:
         """The last whole checkpoint of a run; see `Checkpoints.load`."""
-        return self._checkpoints.load(run)
+        found = self._checkpoints.load(run)
+        if self._lock is not None and found is not None and found.warning is None:
+            # What a writer killed right after its last checkpoint had no time to clear away.
+            self._checkpoints.clear(run, found.position)
+        return found
 
     # ---------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Release files and lock."""
-        self._journal.close()
-        if self._lock is not None:
-            self._lock.release()
+        try:
+            self._journal.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     def __enter__(self) -> Registry:
         return self
@@ -273,6 +279,8 @@ def check_format(root: Path) -> None:
     path = inside(root, MARK)
     try:
         found = json.loads(path.read_bytes())["format"]
+        if type(found) is not int or found < 1:
+            raise TypeError
     except (FileNotFoundError, NotADirectoryError):
         raise RegistryError(
             f"there is no registry in {root} ({MARK} is missing); "
@@ -280,7 +288,7 @@ def check_format(root: Path) -> None:
         ) from None
     except (ValueError, KeyError, TypeError):
         raise DamagedError(f"{path} was altered: it is not valid; take it from a copy") from None
-    if found != FORMAT:
+    if found > FORMAT:
         raise RegistryError(
             f"the registry {root} has format {found}, this release reads up to {FORMAT}: "
             "it was written by a newer stillfit, update this one"

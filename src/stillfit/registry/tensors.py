@@ -46,12 +46,9 @@ def encode(arrays: Mapping[str, Array], what: str) -> list[bytes | memoryview]:
     position = 0
     for name in sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name)):
         array = np.asarray(arrays[name])
-        code = _CODES.get(array.dtype.name)
-        if code is None or name == "__metadata__":
-            raise RegistryError(
-                f"{what} {name!r} of type {array.dtype} cannot be stored; "
-                f"kinds are {', '.join(_CODES)}"
-            )
+        code = code_of(array, f"{what} {name!r}")
+        if name == "__metadata__":
+            raise RegistryError(f"{what} {name!r} has a name that the file format keeps for itself")
         little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         header[name] = {
             "data_offsets": [position, position + array.nbytes],
@@ -64,6 +61,16 @@ def encode(arrays: Mapping[str, Array], what: str) -> list[bytes | memoryview]:
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return [len(text).to_bytes(8, "little"), text, *parts]
+
+
+def code_of(array: Array, what: str) -> str:
+    """The format's name of an array's type, or `RegistryError`."""
+    code = _CODES.get(array.dtype.name)
+    if code is None:
+        raise RegistryError(
+            f"{what} of type {array.dtype} cannot be stored; kinds are {', '.join(_CODES)}"
+        )
+    return code
 
 
 def decode(data: bytes, path: Path) -> dict[str, Array]:

@@ -1,0 +1,182 @@
+"""Kills at every write, full disks, two writers, and directories that are no registry."""
+
+import errno
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+import stillfit
+from stillfit.core.errors import DamagedError, LockedError, RegistryError
+from stillfit.registry import Registry, verify
+
+SCRIPT = Path(__file__).with_name("registry_script.py")
+_spec = importlib.util.spec_from_file_location("registry_script", SCRIPT)
+script = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(script)
+
+
+@pytest.fixture
+def fast_dir():
+    """A directory in memory where there is one: these tests write thousands of files."""
+    shm = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shm if os.access(shm, os.W_OK) else None) as name:
+        yield Path(name)
+
+
+def test_a_run_killed_at_any_write_is_whole_and_ends_like_an_undisturbed_one(fast_dir):
+    """SIGKILL before and after every call by which something is written, and half way through."""
+    source = str(Path(stillfit.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(SCRIPT), str(fast_dir)],
+        env=os.environ | {"PYTHONPATH": source, "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(reports) > 200
+    assert {report["call"] for report in reports} >= {"write", "pwrite", "fdatasync", "replace"}
+    for report in reports:
+        assert report["killed"], report
+        assert report["findings"] == report["findings_after"] == [], report
+        assert report["status"] == 0, report
+        assert report["same"], report
+    assert any(report["serving"] == ["a", "b"] for report in reports)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_is_full_or_fails_at_any_write_loses_nothing(fast_dir, monkeypatch, code):
+    """Every writing call in turn fails; then there is space again and the run goes on."""
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, lambda handle: None)
+    script.run(fast_dir / "undisturbed")
+    expected = script.content(fast_dir / "undisturbed")
+    counting = script.Interposer(-1, "before", None)
+    with monkeypatch.context() as patch:
+        counting.install(patch.setattr)
+        script.run(fast_dir / "counted")
+    text = "the disk is full: .* nothing that was already stored is lost: free some space"
+    if code == errno.EIO:
+        text = "could not be written .* nothing that was already stored is lost: see to the disk"
+
+    def fail(name):
+        raise OSError(code, os.strerror(code))
+
+    failed = 0
+    for at, name in enumerate(counting.names, 1):
+        if name == "unlink":
+            continue
+        for how in ("before", "half") if name == "write" else ("before",):
+            root = fast_dir / "full"
+            with monkeypatch.context() as patch:
+                script.Interposer(at, how, fail).install(patch.setattr)
+                try:
+                    script.run(root)
+                except RegistryError as error:
+                    failed += 1
+                    assert pytest.raises(RegistryError, match=text).matches(error), error
+            if Registry.exists(root):
+                assert verify(root) == [], (at, how, name)
+            script.run(root)
+            assert script.content(root) == expected, (at, how, name)
+            assert verify(root) == []
+            shutil.rmtree(root)
+    # The lock's own note of its holder is the one write that may fail unseen.
+    assert failed >= 0.95 * sum(name != "unlink" for name in counting.names)
+
+
+def test_a_second_writer_is_refused_and_told_who_writes(season):
+    with Registry.open(season, write=True):
+        with pytest.raises(LockedError, match=rf"being written by process {os.getpid()} on ") as e:
+            Registry.open(season, write=True)
+        assert "wait for it to end or stop it first" in str(e.value)
+        with Registry.open(season) as reader:
+            assert reader.serving("replay")
+    with Registry.open(season, write=True):
+        pass
+
+
+def test_a_lock_whose_holder_is_unknown_still_holds(season):
+    with Registry.open(season, write=True):
+        (season / "lock").write_text("")
+        with pytest.raises(LockedError, match="being written by another process; wait"):
+            Registry.open(season, write=True)
+
+
+def test_a_writer_that_was_refused_leaves_the_lock_free(season):
+    (season / "HEAD.json").write_text("{}")
+    for _ in range(2):
+        with pytest.raises(DamagedError, match="was altered; it says where the journal ends"):
+            Registry.open(season, write=True)
+
+
+def test_a_directory_that_is_no_registry_is_named(tmp_path, root):
+    with pytest.raises(RegistryError, match=r"there is no registry in .* \(REGISTRY\.json is mis"):
+        Registry.open(root)
+    with pytest.raises(RegistryError, match="there is no registry in"):
+        verify(tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RegistryError, match="there is no registry in"):
+        Registry.open(tmp_path / "file")
+    with pytest.raises(RegistryError, match="is not empty \\(it holds 'file'\\)"):
+        Registry.create(tmp_path)
+    Registry.create(root).close()
+    with pytest.raises(RegistryError, match=r"there is a registry in .* already; open it instead"):
+        Registry.create(root)
+
+
+def test_leftovers_of_a_killed_writer_are_cleared_by_the_next(season):
+    leftovers = [
+        season / ".tmp-HEAD.json",
+        season / "versions" / (".tmp-" + "a" * 64),
+        season / "segments" / ".tmp-x.safetensors",
+        season / "checkpoints" / "season" / ".tmp-000000000008.json",
+    ]
+    leftovers[1].mkdir()
+    for path in leftovers:
+        (path / "weights.safetensors" if path.is_dir() else path).write_bytes(b"half")
+    assert verify(season) == []
+    with Registry.open(season, write=True):
+        pass
+    assert not any(path.exists() for path in leftovers)
+
+
+def test_empty_rooms_may_be_missing_as_after_a_checkout(season):
+    with Registry.open(season) as registry:
+        entries = registry.history()
+    for room in ("inbox", "segments", "checkpoints"):
+        shutil.rmtree(season / room)
+    with Registry.open(season) as registry:
+        assert registry.history() == entries
+        assert registry.waiting() == []
+        assert registry.load_checkpoint("season") is None
+    assert verify(season) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_registry_that_may_not_be_written_says_so(season):
+    season.chmod(0o500)
+    (season / "lock").unlink(missing_ok=True)
+    try:
+        with pytest.raises(RegistryError, match="may not be written"):
+            Registry.open(season, write=True)
+    finally:
+        season.chmod(0o700)
+
+
+def test_a_read_only_disk_says_so(season, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(RegistryError, match=r"may not be written .*mounted read-only"):
+            Registry.open(season, write=True)
