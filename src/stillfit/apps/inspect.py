@@ -1,4 +1,4 @@
-"""What a registry holds, as tables of plain values for the commands, and a person's orders to it."""
+"""What a registry holds, as plain values for the commands, and a person's orders to it."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ Advance: TypeAlias = Callable[[int], None]
 
 
 class Progress(Protocol):
-    """`with progress("training", 800) as advance: ... advance(1)`; `total` in steps."""
+    """`with progress("training", 800) as advance: ... advance(1)`; `total` in steps, 0: unknown."""
 
     def __call__(self, title: str, total: int) -> AbstractContextManager[Advance]: ...
 
@@ -29,24 +29,29 @@ def to_terminal(stream: TextIO | None = None) -> Progress:
 
 
 def lines(out: TextIO) -> Progress:
-    """A line at the start, at each further tenth, and none that repeats: for logs."""
+    """A line at the start, at each further tenth, and at the end: for logs.
+
+    Where the total is unknown: a line whenever ten times as much is done as at the last.
+    """
 
     @contextmanager
     def progress(title: str, total: int) -> Iterator[Advance]:
-        done = told = 0
+        done, told = 0, 0
         print(f"{title}: begins", file=out, flush=True)
 
         def advance(steps: int) -> None:
             nonlocal done, told
             done += steps
-            tenth = 10 * done // max(total, 1)
-            if tenth > told:
-                told = tenth
-                print(f"{title}: {10 * tenth} % ({done} of {total})", file=out, flush=True)
+            reached = 10 * done // total if total else len(str(done)) - 1
+            if reached <= told:
+                return
+            told = reached
+            share = f"{10 * reached} % ({done:,} of {total:,})" if total else f"{done:,} so far"
+            print(f"{title}: {share}", file=out, flush=True)
 
         yield advance
-        if told < 10:
-            print(f"{title}: done ({done} of {total})", file=out, flush=True)
+        if not total or told < 10:
+            print(f"{title}: done ({done:,})", file=out, flush=True)
 
     return progress
 
@@ -58,10 +63,13 @@ def bars(out: TextIO) -> Progress:
     def progress(title: str, total: int) -> Iterator[Advance]:
         from rich.console import Console
         from rich.markup import escape
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
-        with Bars(console=Console(file=out), transient=True) as shown:
-            task = shown.add_task(escape(title), total=total)
+        count = TextColumn("{task.completed:,.0f}" + (f" of {total:,}" if total else ""))
+        columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
+        with Bars(*columns, console=Console(file=out), transient=True) as shown:
+            task = shown.add_task(escape(title), total=total or None)
             yield lambda steps: shown.advance(task, steps)
 
     return progress

@@ -31,8 +31,8 @@ def complain(words: str) -> None:
 
 
 def tell_json(value: Any) -> None:
-    """JSON on standard output, for programs. Text stays readable; NaN cannot occur."""
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """JSON on standard output, for programs: ASCII on any terminal, and no NaN."""
+    sys.stdout.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def show_table(

@@ -28,13 +28,14 @@ _ROW = ("fill", "condition", "n", "version")
 class Metric:
     """A figure of merit: `name` is its key in each lane's rows, `title` and `unit` are for eyes.
 
-    The first metric of a summary is its headline.
+    `better`: "neither" for a figure with a target, such as a coverage. The first metric of a
+    summary is its headline, and must be better one way.
     """
 
     name: str
     title: str
     unit: str = ""
-    better: Literal["higher", "lower"] = "higher"
+    better: Literal["higher", "lower", "neither"] = "higher"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +194,8 @@ class Summary:
                 f"a summary needs metrics of different names, none of them {', '.join(_ROW)}; "
                 f"got {', '.join(figures) or 'none'}"
             )
+        if self.headline.better == "neither":
+            raise ConfigError(f"the headline {self.headline.name!r} must be better higher or lower")
         if self.uncertainty and self.uncertainty.against not in figures[: len(self.metrics)]:
             raise ConfigError(
                 f"the uncertainty is compared with {self.uncertainty.against!r}, which is no metric"
@@ -241,7 +244,8 @@ class Summary:
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, its folder too: a reader sees the old one or the new, whole."""
     make_dir(path.parent)
-    write_file(path, [text.encode("utf-8")])
+    # A lone surrogate, which UTF-8 cannot hold, becomes a question mark.
+    write_file(path, [text.encode("utf-8", "replace")])
 
 
 def to_json(summary: Summary) -> dict[str, Any]:

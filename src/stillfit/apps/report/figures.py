@@ -62,13 +62,13 @@ def within(lane: Lane, condition: str, metric: Metric) -> Figure | None:
 
 def gain(metric: Metric, new: Figure, old: Figure) -> Figure:
     """How much better `new` is: positive is better, whichever way the metric runs."""
-    return new.minus(old) if metric.better == "higher" else old.minus(new)
+    return old.minus(new) if metric.better == "lower" else new.minus(old)
 
 
 def best_and_equal(metric: Metric, column: dict[str, Figure | None]) -> tuple[str | None, set[str]]:
     """The best lane of a column, and the lanes that cannot be told from it (2 errors)."""
     known = {name: figure for name, figure in column.items() if figure is not None}
-    if not known:
+    if not known or metric.better == "neither":
         return None, set()
     sign = 1 if metric.better == "higher" else -1
     best = max(known, key=lambda name: sign * known[name].value)

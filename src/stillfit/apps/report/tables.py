@@ -34,10 +34,15 @@ from stillfit.apps.report.words import (
 from stillfit.apps.summary import Decision, Forgetting, Metric, Summary
 
 STEPS = {
+    "deploy": "first version serves",
+    "alarm": "a monitor raises an alarm",
+    "clear": "the alarm is over",
     "request": "change asked for",
+    "declined": "this rung has nothing to offer",
     "verdict": "a gate's verdict",
     "staged": "staged, waits for a window",
     "kept": "kept after probation",
+    "monitor-failed": "a monitor failed; serving went on",
     **MEANING,
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from stillfit.apps.report.figures import Figure
 from stillfit.apps.summary import Fill, Summary
-from stillfit.core.clock import DAY, HOUR, MINUTE
+from stillfit.core.clock import HOUR, MINUTE
 
 MISSING = "–"
 
@@ -16,13 +16,16 @@ def decimals(figure: Figure) -> int:
     """Decimals that a figure deserves: one or two digits of its error, or three of its value.
 
     Source: Particle Data Group, Review of Particle Physics, introduction, section 5.3: two digits
-    of an error that begins with 100 to 354, else one.
+    of an error that begins with 100 to 354, else one; 950 and more become 1000.
     """
     size = figure.error if figure.error else abs(figure.value) / 10
     if not size or not math.isfinite(size):
         return 3
     power = math.floor(math.log10(size))
-    digits = 1 if figure.error and 3.545 <= size / 10.0**power < 9.495 else 2
+    first = size / 10.0**power
+    if figure.error and first >= 9.5:  # rounds to 1.0 of the next power
+        power += 1
+    digits = 1 if figure.error and 3.55 <= first < 9.5 else 2
     return min(6, max(0, digits - 1 - power))
 
 
@@ -76,7 +79,7 @@ def duration(seconds: float) -> str:
     minutes = round(seconds / MINUTE)
     if minutes < 60:
         return f"{minutes} min"
-    if seconds < DAY:
+    if minutes < 24 * 60:
         return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
     hours = round(seconds / HOUR)
     return f"{hours // 24} d {hours % 24} h" if hours % 24 else f"{hours // 24} d"
