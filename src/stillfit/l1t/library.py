@@ -215,7 +215,7 @@ def generate(
     Chunks of fixed length have seeds of their own, so the files do not depend on `workers`
     (processes: the generator holds Python's lock), and a longer library starts with the
     interactions of a shorter one. `progress(done, of)` counts interactions. Cost on one core:
-    about 500 inelastic or 130 hard interactions per second.
+    about 470 inelastic or 100 to 130 hard interactions per second.
     Errors: `MissingExtraError` without Pythia, `ConfigError` for a wrong argument.
     """
     if process not in PROCESSES:
@@ -254,7 +254,7 @@ def generate_all(
 ) -> tuple[Path, ...]:
     """Generate several processes into `out`, by default what the package ships, file by file.
 
-    `progress(process, done, of)`. About 9 minutes on 2 cores for the default. A process that is
+    `progress(process, done, of)`. The default took 13 minutes on 2 shared cores. A process that is
     finished stays when a later one fails; other processes in `out` are left alone.
     """
     unknown = [process for process in interactions if process not in PROCESSES]
