@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -11,21 +13,23 @@ from numba import njit
 from numpy.typing import NDArray
 
 from stillfit.core.arrays import Column, Ragged
+from stillfit.l1t import crossing, fakes, fitting, quality, stubs, variates
 from stillfit.l1t import geometry as geo
-from stillfit.l1t import quality
 from stillfit.l1t.conditions import Conditions
-from stillfit.l1t.fakes import fake_seed, fake_stubs, good_stubs
-from stillfit.l1t.tracking import HIT_ROWS, Out, duplicate, emit, measure, trace
+from stillfit.l1t.crossing import AT_ROWS, HIT_ROWS, SCRATCH, trace
+from stillfit.l1t.fakes import complete, imitate, seed
+from stillfit.l1t.fitting import Out, emit
+from stillfit.l1t.stubs import drop_one, measure
 from stillfit.l1t.variates import poisson, uniform
 
 _CHUNK = 500  # events at a time: keeps the buffers in the cache
-_PARTICLES_NOMINAL = 480.0  # particles of the library in an event of pile-up 200
+_PARTICLES_NOMINAL = 460.0  # particles of the library in an event of pile-up 200
 _CURVATURE = geo.CURVATURE
-_SEEDS = 4.0  # wrong seeds per particle at nominal occupancy that could be completed
-_BOUND = 0.06  # upper limit of the chance that one is
+_SEEDS = 1.0  # wrong seeds per particle at nominal occupancy
+_BOUND = 0.15  # upper limit of the chance that one is
 _GOOD = 0.06  # good fakes per particle for good_fakes = 1: the nominal number of fakes
 _DUPLICATES = 0.02  # share of tracks found twice at nominal occupancy
-_PT_LOOK = 1.64  # GeV: below it no fit reaches the threshold of 2 GeV (times the pT scale)
+_PT_LOOK = 1.8  # GeV: below it (over the pT scale) hardly any fit reaches the threshold of 2 GeV
 
 
 INPUTS = (
@@ -80,8 +84,8 @@ class Tracks:
     and bendchi2 per degree of freedom; nstub; layers (bits 0-5: barrel layers 1-6, bits 6-10:
     disks 1-5); hitpattern (7 bits: bit k is set where the k-th layer on the track's way has a
     stub); mva (the classifier's probability of being genuine), quality (its index 0..7, as it
-    reaches the vertex finder). Truth: is_pv, is_fake, particle (index within the event's particles, -1 for fakes).
-    Per event: pv_z (cm), true.
+    reaches the vertex finder). Truth: is_pv, is_fake, particle (its
+    number within the event's particles, -1 for fakes). Per event: pv_z (cm), true.
     """
 
     offsets: NDArray[np.int64]
@@ -135,17 +139,17 @@ def simulate(particles: Particles, conditions: Conditions, rng: np.random.Genera
     for first in range(0, len(seeds), _CHUNK):
         last = min(first + _CHUNK, len(seeds))
         capacity = 1000 + int(offsets[last] - offsets[first])
+        ends = np.empty(last - first, np.int64)
         while True:
-            out = _buffers(capacity)
-            ends = np.empty(last - first, np.int64)
+            out = Out.empty(capacity)
             if _simulate(_flat(particles), first, last, seeds, detector, out, ends):
                 break
             capacity *= 2
-        parts.append(Out(*(column[: ends[-1]].copy() for column in out)))
+        parts.append(Out(**{name: getattr(out, name)[: ends[-1]] for name in Out._fields}))
         counts.append(np.diff(ends, prepend=0))
     total = np.zeros(len(seeds) + 1, np.int64)
     np.cumsum(np.concatenate(counts) if counts else [], out=total[1:])
-    empty = _buffers(0)
+    empty = Out.empty(0)
     columns = {
         name: np.concatenate([getattr(empty, name), *(getattr(part, name) for part in parts)])
         for name in Out._fields
@@ -188,111 +192,131 @@ def _flat(p: Particles) -> tuple[NDArray[Any], ...]:
     )
 
 
-def _buffers(size: int) -> Out:
-    single = {name: np.empty(size, np.float32) for name in Out._fields[:8]}
-    return Out(
-        **single,
-        nstub=np.empty(size, np.uint8),
-        layers=np.empty(size, np.uint16),
-        hitpattern=np.empty(size, np.uint8),
-        is_pv=np.empty(size, np.uint8),
-        is_fake=np.empty(size, np.uint8),
-        particle=np.empty(size, np.int32),
-    )
+def _sources() -> int:
+    """A number that changes with any source of the compiled loops.
+
+    Numba's cache looks at the file of the cached function only, and would go on using a loop whose
+    callees in other files have changed. As a constant inside the loop this is part of the key.
+    """
+    digest = hashlib.sha256()
+    for module in (variates, geo, crossing, stubs, fitting, fakes):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return int.from_bytes(digest.digest()[:7], "little")
 
 
-@njit(cache=True, nogil=True)
-def _simulate(
-    particles: Any, first: Any, last: Any, seeds: Any, det: Any, out: Any, ends: Any
-) -> Any:
-    """Events `first` to `last` into `out`; False if it is too small."""
-    offsets, p_pt, p_eta, p_phi, p_z0, p_d0, p_r_prod, p_charge, p_kind, p_is_pv = particles
-    hits = np.zeros((HIT_ROWS, 12))
-    at = np.zeros((3, 12), np.int64)
-    state = np.zeros(1, np.uint64)
-    look = _PT_LOOK / det.knobs.pt_scale
-    tail = np.zeros((12, 4))
-    n = 0
-    for event in range(first, last):
-        state[0] = seeds[event]
-        begin, end = offsets[event], offsets[event + 1]
-        occupancy = (end - begin) / _PARTICLES_NOMINAL * det.knobs.noise
-        # Wrong pairs grow with the density of partners; `bound` covers the chance of completion.
-        bound = min(1.0, _BOUND * max(1.0, (occupancy * det.hottest) ** 2))
-        seeds_mean = _SEEDS * occupancy * bound * det.hottest**2 * det.knobs.fake_scale
-        no_seed = math.exp(-seeds_mean)
-        no_good = math.exp(-_GOOD * det.knobs.good_fakes)
-        for p in range(begin, end):
-            pt = np.float64(p_pt[p])
-            kappa = p_charge[p] * _CURVATURE / pt
-            grow = math.exp(np.float64(p_eta[p]))
-            slope = 0.5 * (grow - 1.0 / grow)
-            phi, z0, d0 = np.float64(p_phi[p]), np.float64(p_z0[p]), np.float64(p_d0[p])
-            if pt >= look:
+def _compile(fingerprint: int) -> Any:
+    @njit(cache=True, nogil=True)
+    def event_loop(
+        particles: Any, first: Any, last: Any, seeds: Any, det: Any, out: Any, ends: Any
+    ) -> Any:
+        """Events `first` to `last` into `out`; False if it is too small."""
+        if fingerprint < 0:
+            return False
+        offsets, p_pt, p_eta, p_phi, p_z0, p_d0, p_r_prod, p_charge, p_kind, p_is_pv = particles
+        modules, regions, region_layers, masks = (
+            det.modules,
+            det.regions,
+            det.region_layers,
+            det.masks,
+        )
+        spread, knobs = det.spread, det.knobs
+        hits = np.zeros((HIT_ROWS, SCRATCH))
+        at = np.zeros((AT_ROWS, SCRATCH), np.int64)
+        tail = np.zeros((SCRATCH, 5))
+        state = np.zeros(1, np.uint64)
+        look = _PT_LOOK / knobs.pt_scale
+        n = 0
+        for event in range(first, last):
+            state[0] = seeds[event]
+            begin, end = offsets[event], offsets[event + 1]
+            occupancy = (end - begin) / _PARTICLES_NOMINAL * knobs.noise
+            # Seeds are drawn with an upper limit of the chance that they are completed.
+            hottest = knobs.hottest * knobs.hottest
+            bound = hottest * min(1.0, _BOUND * max(1.0, occupancy * occupancy * hottest))
+            no_seed = math.exp(-_SEEDS * occupancy * knobs.fake_scale * bound)
+            no_good = math.exp(-_GOOD * knobs.good_fakes)
+            for p in range(begin, end):
+                pt = np.float64(p_pt[p])
+                kappa = p_charge[p] * _CURVATURE / pt
+                grow = math.exp(np.float64(p_eta[p]))
+                slope, cosh = 0.5 * (grow - 1.0 / grow), 0.5 * (grow + 1.0 / grow)
+                phi, z0, d0 = np.float64(p_phi[p]), np.float64(p_z0[p]), np.float64(p_d0[p])
                 if n + 2 > len(out.pt):
                     return False
-                cosh = 0.5 * (grow + 1.0 / grow)
-                n_cross = trace(phi, kappa, slope, z0, d0, det, hits, at)
-                m = measure(
-                    n_cross,
-                    pt,
-                    kappa,
-                    slope,
-                    cosh,
-                    p_kind[p],
-                    d0,
-                    p_r_prod[p],
-                    occupancy,
-                    det,
-                    hits,
-                    at,
-                    state,
-                )
-                if emit(n, m, phi, kappa, slope, z0, det, hits, at, out, state):
-                    out.is_pv[n] = p_is_pv[p]
-                    out.is_fake[n] = 0
-                    out.particle[n] = p - begin
-                    n += 1
-                    if uniform(state) < _DUPLICATES * occupancy:
-                        m = duplicate(m, hits, at, state)
-                        if emit(n, m, phi, kappa, slope, z0, det, hits, at, out, state):
+                if pt >= look:
+                    m = trace(phi, kappa, slope, z0, d0, hits, at)
+                    m = measure(
+                        m,
+                        pt,
+                        kappa,
+                        slope,
+                        cosh,
+                        p_kind[p],
+                        d0,
+                        np.float64(p_r_prod[p]),
+                        occupancy,
+                        spread,
+                        hits,
+                        at,
+                        modules,
+                        regions,
+                        region_layers,
+                        state,
+                    )
+                    found = emit(n, m, phi, kappa, slope, z0, knobs, masks, hits, at, out, state)
+                    if found:
+                        out.is_pv[n] = p_is_pv[p]
+                        out.is_fake[n] = 0
+                        out.particle[n] = p - begin
+                        n += 1
+                    if found and uniform(state) < _DUPLICATES * occupancy:
+                        m = drop_one(m, hits, at, state)
+                        if emit(n, m, phi, kappa, slope, z0, knobs, masks, hits, at, out, state):
                             out.is_pv[n] = p_is_pv[p]
                             out.is_fake[n] = 0
                             out.particle[n] = p - begin
                             n += 1
-            wrong_seeds = poisson(state, no_seed)
-            good_seeds = poisson(state, no_good)
-            for k in range(wrong_seeds + good_seeds):
-                if n + 1 > len(out.pt):
-                    return False
-                f_phi, f_kappa, f_slope, f_z0, fine = fake_seed(
-                    phi, kappa, slope, z0, det, hits, at, state
-                )
-                if not fine:
-                    continue
-                n_cross = trace(f_phi, f_kappa, f_slope, f_z0, 0.0, det, hits, at)
-                f_pt = _CURVATURE / abs(f_kappa)
-                f_cosh = math.sqrt(1.0 + f_slope * f_slope)
-                if k < wrong_seeds:
-                    m = fake_stubs(
-                        n_cross,
-                        f_pt,
-                        f_slope,
-                        f_cosh,
-                        occupancy,
-                        bound,
-                        det,
-                        hits,
-                        at,
-                        tail,
-                        state,
+                wrong_seeds = poisson(state, no_seed)
+                for k in range(wrong_seeds + poisson(state, no_good)):
+                    if n + 1 > len(out.pt):
+                        return False
+                    f_phi, f_kappa, f_slope, f_z0, secondary, fine = seed(
+                        phi, kappa, slope, z0, hits, at, state
                     )
-                else:
-                    m = good_stubs(n_cross, f_pt, f_slope, f_cosh, det, hits, at, state)
-                if emit(n, m, f_phi, f_kappa, f_slope, f_z0, det, hits, at, out, state):
-                    out.is_pv[n] = 0
-                    out.is_fake[n] = 1
-                    out.particle[n] = -1
-                    n += 1
-        ends[event - first] = n
-    return True
+                    if not fine:
+                        continue
+                    m = trace(f_phi, f_kappa, f_slope, f_z0, 0.0, hits, at)
+                    if k < wrong_seeds:
+                        m = complete(
+                            m,
+                            f_kappa,
+                            f_slope,
+                            secondary,
+                            occupancy,
+                            bound,
+                            hits,
+                            at,
+                            tail,
+                            modules,
+                            regions,
+                            region_layers,
+                            state,
+                        )
+                    else:
+                        m = imitate(
+                            m, f_kappa, f_slope, hits, at, modules, regions, region_layers, state
+                        )
+                    if emit(
+                        n, m, f_phi, f_kappa, f_slope, f_z0, knobs, masks, hits, at, out, state
+                    ):
+                        out.is_pv[n] = 0
+                        out.is_fake[n] = 1
+                        out.particle[n] = -1
+                        n += 1
+            ends[event - first] = n
+        return True
+
+    return event_loop
+
+
+_simulate = _compile(_sources())

@@ -25,6 +25,7 @@ BARREL_HALF_LENGTH = 120.0
 BARREL_PHI_MODULES = (18, 26, 36, 48, 60, 78)
 BARREL_Z_MODULES = (52, 52, 52, 24, 24, 24)
 FLAT_HALF_LENGTH = (15.0, 25.0, 34.0)  # of the PS layers; tilted outside
+FLAT_SPACING, TILTED_SPACING = (0.26, 0.16, 0.16), (0.40, 0.26, 0.26)  # of the two sensors
 DISK_Z = (131.0, 155.0, 185.0, 221.0, 265.0)
 DISK_R_INNER = (22.5, 22.5, 31.0, 31.0, 31.0)
 DISK_R_OUTER = 110.0
@@ -47,29 +48,27 @@ class Detector(NamedTuple):
     `modules` (m, 8) float32: cosine and sine of the tilt against the beam line, hit efficiency,
     reported z shift (cm), reported phi shift (rad), reported over true radius minus one, lever
     (spacing of the two sensors over the pitch, strips per unit slope), 1 if a region overlaps it.
-    `first` (11, 2): the first module of a layer and, for disks, of its end (0: z < 0).
     `regions` (k, 6): sinh of eta from, to; phi from, to; efficiency; rate. `region_layers` (k,):
-    bits of the layers. `masks` (k, 4): eta and phi ranges in which tracks are dropped, with
-    `mask_keep` (k,) the share left. `scale` (3,): factors on resolution of barrel PS, disk PS, 2S.
-    `hottest`: largest rate of any region, at least 1. `knobs`: see `Knobs`.
+    bits of the layers. `masks` (k, 5): eta and phi ranges in which tracks are dropped, share left.
+    `spread` (3, 2): full widths of the uniform error of a stub in r-phi and along the module (cm),
+    by sort of module: barrel PS, disk PS, 2S.
     """
 
     modules: NDArray[np.float32]
-    first: NDArray[np.int64]
-    ring_first: NDArray[np.int64]
-    ring_phi: NDArray[np.int64]
     regions: NDArray[np.float64]
     region_layers: NDArray[np.int64]
     masks: NDArray[np.float64]
-    mask_keep: NDArray[np.float64]
-    scale: NDArray[np.float64]
-    hottest: float
+    spread: NDArray[np.float64]
     knobs: Knobs
 
 
 class Knobs(NamedTuple):
-    """The plain numbers among `Conditions` that act on tracks and fakes."""
+    """The plain numbers that act on stubs, tracks and fakes.
 
+    `hottest`: the largest rate of any hot region, at least 1; the others as in `Conditions`.
+    """
+
+    hottest: float
     noise: float
     fake_scale: float
     good_fakes: float
@@ -108,14 +107,14 @@ def _grid() -> _Modules:
         half = BARREL_HALF_LENGTH / n_z
         z = np.repeat(-BARREL_HALF_LENGTH + half * (2 * np.arange(n_z) + 1), n_phi)
         r = np.full(len(z), BARREL_R[layer])
-        tilt, spacing, pitch = np.zeros(len(z)), np.full(len(z), 0.18), TWO_S_PITCH
+        tilt, lever = np.zeros(len(z)), np.full(len(z), 0.18 / TWO_S_PITCH)
         if layer < len(FLAT_HALF_LENGTH):
             tilted = np.abs(z) > FLAT_HALF_LENGTH[layer]
             tilt = np.where(tilted, np.arctan2(np.abs(z), r), 0.0)
-            spacing = np.where(tilted, (0.40, 0.26, 0.26)[layer], (0.26, 0.16, 0.16)[layer])
-            pitch = PS_PITCH
+            spacing = np.where(tilted, TILTED_SPACING[layer], FLAT_SPACING[layer])
+            lever = spacing / PS_PITCH
         first[layer] = count
-        rows.append(_rows(layer, r, z, n_phi, half, tilt, spacing / pitch))
+        rows.append(_rows(layer, r, z, n_phi, half, tilt, lever))
         count += len(z)
     rings = np.array(RING_EDGES)
     centres = 0.5 * (rings[1:] + rings[:-1])
@@ -126,7 +125,7 @@ def _grid() -> _Modules:
             first[N_BARREL + disk, end] = count
             for ring, (r_ring, n_phi) in enumerate(zip(centres, ring_phi, strict=True)):
                 ps = ring < N_PS_RINGS
-                spacing = 0.40 if ps or ring == N_PS_RINGS else 0.18
+                gap = 0.40 if ps or ring == N_PS_RINGS else 0.18
                 rows.append(
                     _rows(
                         N_BARREL + disk,
@@ -135,12 +134,25 @@ def _grid() -> _Modules:
                         int(n_phi),
                         0.5 * (rings[ring + 1] - rings[ring]),
                         np.full(n_phi, math.pi / 2),
-                        np.full(n_phi, spacing / (PS_PITCH if ps else TWO_S_PITCH)),
+                        np.full(n_phi, gap / (PS_PITCH if ps else TWO_S_PITCH)),
                     )
                 )
                 count += int(n_phi)
     table = np.concatenate(rows, axis=1)
-    return _Modules(table[0].astype(np.int64), *table[1:], first, ring_first[:-1], ring_phi)
+    layer_of, r, z, phi, half_phi, half_size, tilt, lever = table
+    return _Modules(
+        layer=layer_of.astype(np.int64),
+        r=r,
+        z=z,
+        phi=phi,
+        half_phi=half_phi,
+        half_size=half_size,
+        tilt=tilt,
+        lever=lever,
+        first=first,
+        ring_first=ring_first[:-1],
+        ring_phi=ring_phi,
+    )
 
 
 def _rows(
@@ -195,34 +207,46 @@ def detector(conditions: Conditions) -> Detector:
     masks = [region for region in conditions.dead_regions if region.drops == "tracks"]
     return Detector(
         modules=modules,
-        first=grid.first,
-        ring_first=grid.ring_first,
-        ring_phi=grid.ring_phi,
-        regions=np.array(
+        regions=np.array([_limits(region) for region in stub_regions], np.float64).reshape(-1, 6),
+        region_layers=np.array([_bits(region.layers) for region in stub_regions], np.int64),
+        masks=np.array([(*m.eta, *m.phi, m.efficiency) for m in masks]).reshape(-1, 5),
+        spread=np.array(
             [
                 (
-                    math.sinh(region.eta[0]),
-                    math.sinh(region.eta[1]),
-                    *region.phi,
-                    getattr(region, "efficiency", 1.0),
-                    getattr(region, "rate", 1.0),
-                )
-                for region in stub_regions
-            ],
-            np.float64,
-        ).reshape(-1, 6),
-        region_layers=np.array([_bits(region.layers) for region in stub_regions], np.int64),
-        masks=np.array([(*m.eta, *m.phi) for m in masks], np.float64).reshape(-1, 4),
-        mask_keep=np.array([m.efficiency for m in masks], np.float64),
-        scale=np.array(
-            [
-                conditions.barrel_ps_resolution,
-                conditions.disk_ps_resolution,
-                conditions.two_s_resolution,
+                    PS_PITCH * conditions.barrel_ps_resolution,
+                    PS_LENGTH * conditions.barrel_ps_resolution,
+                ),
+                (
+                    PS_PITCH * conditions.disk_ps_resolution,
+                    PS_LENGTH * conditions.disk_ps_resolution,
+                ),
+                (
+                    TWO_S_PITCH * conditions.two_s_resolution,
+                    TWO_S_LENGTH * conditions.two_s_resolution,
+                ),
             ]
         ),
-        hottest=float(max([1.0, *(region.rate for region in conditions.hot_regions)])),
-        knobs=Knobs(**{name: getattr(conditions, name) for name in Knobs._fields}),
+        knobs=Knobs(
+            hottest=max([1.0, *(float(region.rate) for region in conditions.hot_regions)]),
+            **{name: getattr(conditions, name) for name in Knobs._fields[1:]},
+        ),
+    )
+
+
+def module_index() -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """How modules are numbered: first of each layer and end (11, 2; barrel: both the same), first
+    of each ring within a disk's end (13,), modules in phi of each ring (13,)."""
+    grid = _grid()
+    return grid.first, grid.ring_first, grid.ring_phi
+
+
+def _limits(region: DeadRegion | HotRegion) -> tuple[float, ...]:
+    return (
+        math.sinh(region.eta[0]),
+        math.sinh(region.eta[1]),
+        *region.phi,
+        region.efficiency if isinstance(region, DeadRegion) else 1.0,
+        1.0 if isinstance(region, DeadRegion) else region.rate,
     )
 
 

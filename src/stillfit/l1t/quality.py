@@ -122,10 +122,17 @@ def features(tracks: Any) -> NDArray[np.float32]:
 def train(tracks: Any, training: Training) -> Weights:
     """A new classifier from simulated tracks with truth (`is_fake`); Adam on the log loss.
 
-    Cost: 20 s for 400 k tracks on one core.
+    Fakes and genuine tracks weigh the same in sum. Cost: 25 s for 400 k tracks and 10 epochs on
+    one core. Errors: `DataError` if only one of the two kinds is there.
     """
     import torch
 
+    fakes = int(tracks.is_fake.sum())
+    if fakes in (0, len(tracks.is_fake)):
+        raise DataError(
+            f"{len(tracks.is_fake)} tracks with {fakes} fakes cannot train a quality classifier; "
+            "simulate more events, with fakes"
+        )
     inputs = torch.from_numpy(features(tracks))
     genuine = torch.from_numpy(1.0 - tracks.is_fake.astype(np.float32))
     share = float(genuine.mean())
@@ -138,12 +145,14 @@ def train(tracks: Any, training: Training) -> Weights:
         parts += [torch.randn(n_in, n_out, generator=generator) * scale, torch.zeros(n_out)]
     for part in parts:
         part.requires_grad_()
-    steps = training.epochs * (len(inputs) // training.batch)
+    batch = min(training.batch, len(inputs))
+    steps = training.epochs * (len(inputs) // batch)
     adam = torch.optim.Adam(parts, training.learning_rate)
-    plan = torch.optim.lr_scheduler.CosineAnnealingLR(adam, max(steps, 1))
+    plan = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     for _ in range(training.epochs):
         order = torch.randperm(len(inputs), generator=generator)
-        for rows in order[: len(order) // training.batch * training.batch].split(training.batch):
+        for first in range(0, len(order) - batch + 1, batch):
+            rows = order[first : first + batch]
             hidden = torch.relu(inputs[rows] @ parts[0] + parts[1])
             hidden = torch.relu(hidden @ parts[2] + parts[3])
             logit = (hidden @ parts[4] + parts[5])[:, 0]
