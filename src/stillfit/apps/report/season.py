@@ -138,7 +138,8 @@ def _plot(frame: Frame, metric: Metric) -> Iterator[Markup]:
     scores = [row for lane in summary.lanes.values() for row in lane.fills]
     values = [v for row in scores if (v := row.values.get(metric.name)) is not None]
     if not values:
-        yield svg.text(f"{metric.title} is not known for any {unit_of(summary)}", LEFT + 20, top + 40)
+        words = f"{metric.title} is not known for any {unit_of(summary)}"
+        yield svg.text(words, LEFT + 20, top + 40)
         return
     scale = vertical(values, metric, top, bottom)
     for value in scale.ticks():
