@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,6 +52,7 @@ class Journal:
         self._pending: list[bytes] = []
         self._depth = 0
         self._broken = False
+        self._afterwards: list[Callable[[], None]] = []
 
     @staticmethod
     def create(root: Path, mark: bytes) -> None:
@@ -154,9 +155,22 @@ class Journal:
                 self._commit(*self._files)
         except BaseException:
             self._broken = True
+            self._afterwards.clear()
             if self._depth == 0:
                 self._index.undo()
             raise
+        if self._depth == 0:
+            self._do_afterwards()
+
+    def afterwards(self, act: Callable[[], None]) -> None:
+        """Do something once all that was appended so far is durable: now, or after the batch."""
+        self._afterwards.append(act)
+        if self._depth == 0:
+            self._do_afterwards()
+
+    def _do_afterwards(self) -> None:
+        while self._afterwards:
+            self._afterwards.pop(0)()
 
     def _commit(self, log: int, head: int) -> None:
         if not self._pending:

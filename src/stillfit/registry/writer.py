@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,8 @@ class Writer:
                 entry = self._new(command.draft(time, path.name))
                 self._by_seq[entry.seq] = entry
                 self._orders.append(entry)
-            path.unlink(missing_ok=True)
+            # Inside a batch the entry is not durable yet: a kill must leave one of the two.
+            self._journal.afterwards(partial(path.unlink, missing_ok=True))
 
     def _again(self, draft: Draft) -> Entry:
         """Pass over a stored entry that the loop has come to again."""
