@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from stillfit.apps.report import on_hold, paragraphs, render
-from stillfit.apps.report.figures import conditions, season, updating, within, won_back
-from stillfit.apps.report.words import percent, with_error
-from stillfit.apps.screen import say, show_table
+from stillfit.apps.report.figures import Figure, conditions, season, updating, within, won_back
+from stillfit.apps.report.words import MISSING, number, percent, with_error
+from stillfit.apps.screen import room, say, say_paragraph, show_table, width
 from stillfit.apps.summary import Summary, read, write_text
 
 
@@ -44,22 +45,35 @@ def show(outcome: Outcome) -> None:
     metric = summary.headline
     compared = summary.baseline is not None
     head = ["lane", *names, "all events", *(["won back"] if compared else [])]
-    rows = []
-    for name, lane in summary.lanes.items():
-        cells = [with_error(within(lane, condition, metric)) for condition in names]
-        row = [name, *cells, with_error(season(summary, name, metric))]
-        if compared:
-            share = won_back(summary, name) if name in updating(summary) else None
-            row.append("" if share is None else percent(share))
-        rows.append(row)
+    table = _rows(summary, names, with_error)
+    if width(head, table) > room():  # a narrow terminal: errors of the means alone
+        table = _rows(summary, names, lambda f: MISSING if f is None else number(f.value, 3))
+    if width(head, table) > room():  # a very narrow one: the means alone
+        last = len(names) + 1
+        head, table = [head[0], *head[last:]], [[row[0], *row[last:]] for row in table]
     unit = f" ({metric.unit})" if metric.unit else ""
     say(f"{metric.title}{unit}")
-    show_table(head, rows)
+    show_table(head, table)
+    say()
     for text in paragraphs(summary):
-        say(text)
+        say_paragraph(text)
     say()
     say(f"summary: {outcome.folder / 'summary.json'}")
     say(f"report:  {outcome.folder / 'report.html'}")
+
+
+def _rows(
+    summary: Summary, names: Sequence[str], cell: Callable[[Figure | None], str]
+) -> list[list[str]]:
+    rows = []
+    for name, lane in summary.lanes.items():
+        cells = [cell(within(lane, condition, summary.headline)) for condition in names]
+        row = [name, *cells, with_error(season(summary, name, summary.headline))]
+        if summary.baseline is not None:
+            share = won_back(summary, name) if name in updating(summary) else None
+            row.append("" if share is None else percent(share))
+        rows.append(row)
+    return rows
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:

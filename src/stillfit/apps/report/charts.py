@@ -103,7 +103,7 @@ def calibration_chart(summary: Summary, name: str, bounds: Bounds) -> Markup:
     """Observed error against stated uncertainty, one point a bin; an honest lane lies on the
     diagonal. The area of a point grows with its events."""
     low, high, curve = bounds
-    width, height, left, right, top, bottom = 246.0, 232.0, 48.0, 8.0, 8.0, 42.0
+    width, height, left, right, top, bottom = 250.0, 232.0, 52.0, 8.0, 8.0, 42.0
     across = svg.Scale(low, high, left, width - right, curve)
     up = svg.Scale(low, high, height - bottom, top, curve)
     marks = up.ticks(4)
@@ -121,7 +121,7 @@ def calibration_chart(summary: Summary, name: str, bounds: Bounds) -> Markup:
     parts += [
         svg.line(across(low), up(low), across(high), up(high), class_="diagonal"),
         svg.text(f"stated uncertainty{unit}", middle, height - 8, text_anchor="middle"),
-        _upright(f"observed error{unit}", 13, (top + height - bottom) / 2),
+        _upright(f"observed error{unit}", 11, (top + height - bottom) / 2),
         svg.text("errs more than it says", left + 8, top + 15, class_="aside"),
         svg.text(
             "errs less", width - right - 6, height - bottom - 8, class_="aside", text_anchor="end"
@@ -177,7 +177,7 @@ def stated_chart(summary: Summary, name: str, bounds: Bounds) -> Markup:
     """Stated uncertainty (bars) and observed error (points), fill by fill."""
     assert summary.uncertainty is not None
     low, high, curve = bounds
-    width, height, left, right, top, bottom = 346.0, 232.0, 48.0, 8.0, 8.0, 42.0
+    width, height, left, right, top, bottom = 350.0, 232.0, 52.0, 8.0, 8.0, 42.0
     step = (width - left - right) / len(summary.fills)
     up = svg.Scale(low, high, height - bottom, top, curve)
     parts = [
@@ -215,7 +215,7 @@ def stated_chart(summary: Summary, name: str, bounds: Bounds) -> Markup:
     middle = (left + width - right) / 2
     parts += [
         svg.text(unit, middle, height - 8, text_anchor="middle"),
-        _upright(f"uncertainty, error ({summary.uncertainty.unit})", 13, height / 2 - 18),
+        _upright(f"uncertainty, error ({summary.uncertainty.unit})", 11, height / 2 - 18),
     ]
     label = f"{summary.lanes[name].title}: stated and observed error in each {unit}"
     return chart(width, height, label, *parts)

@@ -66,9 +66,12 @@ def gain(metric: Metric, new: Figure, old: Figure) -> Figure:
 
 
 def best_and_equal(metric: Metric, column: dict[str, Figure | None]) -> tuple[str | None, set[str]]:
-    """The best lane of a column, and the lanes that cannot be told from it (2 errors)."""
+    """The best lane of a column, and the lanes that cannot be told from it (2 errors).
+
+    None where there is no choice: one lane only, or a metric that is better neither way.
+    """
     known = {name: figure for name, figure in column.items() if figure is not None}
-    if not known or metric.better == "neither":
+    if len(column) < 2 or not known or metric.better == "neither":
         return None, set()
     sign = 1 if metric.better == "higher" else -1
     best = max(known, key=lambda name: sign * known[name].value)

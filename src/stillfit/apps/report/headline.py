@@ -40,6 +40,8 @@ def _means(summary: Summary) -> str:
         )
     rivals = {name: figure for name, figure in means.items() if name != base}
     best, equal = best_and_equal(metric, rivals)
+    if len(rivals) == 1:
+        best = next(iter(rivals))
     if best is None:
         return f"{text}." if base is not None else text.strip()
     if base is None:
@@ -47,7 +49,8 @@ def _means(summary: Summary) -> str:
             f"{metric.title}, mean of all events: {with_error(means[best])}{unit} in lane {best}"
         )
     else:
-        text += f"; {with_error(means[best])}{unit} with {best}, the best of the others"
+        others = ", the best of the others" if len(rivals) > 1 else ""
+        text += f"; {with_error(means[best])}{unit} with {best}{others}"
         share = won_back(summary, best) if best in updating(summary) else None
         if share is not None:
             text += f", which won back {percent(share)} of what was lost"
@@ -102,7 +105,9 @@ def _events(summary: Summary) -> str:
         count(happened["refused"], "candidate refused", "candidates refused"),
         count(happened["rollback"], "version rolled back", "versions rolled back"),
     ]
-    text = f"All lanes together: {listing(parts)}."
+    text = f"{listing(parts)}.".capitalize()
+    if len(summary.lanes) > 1:
+        text = f"All lanes together: {listing(parts)}."
     held = on_hold(summary)
     if held:
         text += f" On hold at the end, until a person resumes: {listing(held)}."

@@ -92,7 +92,7 @@ def _contents(summary: Summary) -> Markup:
     links = [
         tag("a", words, href=f"#{anchor}")
         for anchor, words, make in (
-            ("season", "Season", _season),
+            ("season", "Season" if summary.kind == "l1t" else "Run", _season),
             ("recovery", "Lost and won back", _recovery),
             ("uncertainty", "Uncertainty", _uncertainty),
             ("forgetting", "Forgetting", _forgetting),
@@ -124,8 +124,10 @@ def _season(summary: Summary) -> Markup:
             "input", type="radio", name="metric", id=f"m{place}", checked=checked, class_=hidden
         )
         controls += [button, tag("label", metric.title, for_=f"m{place}", class_=hidden)]
-    controls.append(tag("span", "Lanes", class_="control second"))
-    for place, name in enumerate(summary.lanes):
+    several = len(summary.lanes) > 1
+    if several:
+        controls.append(tag("span", "Lanes", class_="control second"))
+    for place, name in enumerate(summary.lanes if several else ()):
         controls += [
             tag("input", type="checkbox", id=f"l{place}", checked="checked"),
             tag("label", swatch(summary, name), " ", summary.lanes[name].title, for_=f"l{place}"),
@@ -150,13 +152,16 @@ def _season(summary: Summary) -> Markup:
     word = unit_of(summary)
     return _section(
         "season",
-        "The season",
+        "The season" if summary.kind == "l1t" else "The run",
         tables.glance(summary),
         _note(
             f"Points: mean of a {word}; bars: one standard error. Coloured bands: conditions. "
             "Below the plot, one row a lane: what was decided, at its time. Point at anything for "
-            "its figures. ★ best of a column, ≈ not measurably worse than the best (2 standard "
-            "errors; all lanes saw the same events, so errors of differences are rather smaller)."
+            "its figures.",
+            " ★ best of a column, ≈ not measurably worse than the best (2 standard errors; all "
+            "lanes saw the same events, so errors of differences are rather smaller)."
+            if several
+            else "",
         ),
         tag("div", *controls, tag("div", *views, class_="views"), class_="switch"),
     )
@@ -199,7 +204,8 @@ def _uncertainty(summary: Summary) -> Markup:
     words = (
         "Left: events sorted into bins by the uncertainty stated for them; on the dashed diagonal "
         "the error is as large as stated, above it the lane errs more than it says. The area of a "
-        f"point grows with its events. Right: the same {word} by {word}, all events together."
+        f"point grows with its events. Right: the same {word} by {word} (bar: stated, point: "
+        "observed)."
     )
     if silent:
         words += f" No uncertainty is stated by: {', '.join(silent)}."
@@ -227,18 +233,20 @@ def _decisions(summary: Summary) -> Markup:
     if not summary.decisions:
         return _section("decisions", "Decisions", _note("Nothing was decided."))
     lanes = tables.decided_lanes(summary)
-    controls = [
-        tag("span", "Lane", class_="control"),
-        tag("input", type="radio", name="of", id="d-all", checked="checked"),
-        tag("label", "all", for_="d-all"),
-    ]
-    for place, name in enumerate(lanes):
+    controls = []
+    if len(lanes) > 1:
+        controls = [
+            tag("span", "Lane", class_="control"),
+            tag("input", type="radio", name="of", id="d-all", checked="checked"),
+            tag("label", "all", for_="d-all"),
+        ]
+    for place, name in enumerate(lanes if len(lanes) > 1 else ()):
         controls += [
             tag("input", type="radio", name="of", id=f"d{place}"),
             tag("label", name, for_=f"d{place}"),
         ]
     controls += [
-        tag("span", "and", class_="control"),
+        tag("span", "and" if controls else "Show", class_="control"),
         tag("input", type="checkbox", id="steps"),
         tag("label", "requests, verdicts and other steps too", for_="steps"),
     ]

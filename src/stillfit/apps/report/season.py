@@ -189,6 +189,7 @@ def _series(frame: Frame, name: str, metric: Metric, scale: svg.Scale) -> Iterat
     spread = min(frame.column * (1 - GAP) * 0.8, 7.0 * lanes)
     shift = spread * ((_place(summary, name) + 0.5) / lanes - 0.5)
     radius = min(4.4, max(1.3, frame.column / 9))
+    faint = " faint" if frame.column < 8 else ""  # error bars of hundreds of periods make a wall
     rows = sorted(summary.lanes[name].fills, key=lambda row: places[row.fill])
     known = [row for row in rows if row.values.get(metric.name) is not None]
     points = [
@@ -200,7 +201,8 @@ def _series(frame: Frame, name: str, metric: Metric, scale: svg.Scale) -> Iterat
         error = row.errors.get(metric.name)
         value = row.values[metric.name] or 0.0
         if error and math.isfinite(error):
-            yield svg.line(x, scale(value - error), x, scale(value + error), class_=f"bar {colour}")
+            ends = (scale(value - error), scale(value + error))
+            yield svg.line(x, ends[0], x, ends[1], class_=f"bar {colour}{faint}")
         says = svg.title(_point(summary, name, row, metric))
         yield svg.symbol(shape, x, y, radius, says, class_=f"dot {colour}")
 
@@ -264,9 +266,10 @@ def _said(summary: Summary, decision: Decision) -> str:
 
 
 def _fill_axis(frame: Frame) -> Iterator[Markup]:
-    every = max(1, math.ceil(26 / frame.column))
+    fitting = 28 / frame.column
+    every = next((step for step in (1, 2, 5, 10, 20, 50, 100, 200) if step >= fitting), 500)
     for place, fill in enumerate(frame.summary.fills):
-        if place % every == 0:
+        if fill.fill % every == 0 or every == 1:
             x = frame.middle(place)
             yield svg.text(str(fill.fill), x, frame.bottom + 16, text_anchor="middle")
     word = unit_of(frame.summary)
