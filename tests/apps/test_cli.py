@@ -484,3 +484,17 @@ def test_examples_in_the_help_are_parsed_by_their_commands():
             name = max((n for n in known if line.startswith(f"{n} ")), key=len)
             options = {option for p in known[name].params for option in p.opts}
             assert set(re.findall(r"(?<=\s)--[a-z]+", line)) <= options
+
+
+@pytest.mark.parametrize(("columns", "cells"), [(200, 7), (100, 1), (50, 1)])
+def test_a_narrow_terminal_gets_fewer_figures_but_whole_ones(
+    columns, cells, season, tmp_path, monkeypatch, capsys
+):
+    from stillfit.apps import outcome
+
+    monkeypatch.setattr(outcome, "room", lambda: columns)
+    outcome.show(Outcome(season, tmp_path))
+    out = capsys.readouterr().out
+    (line,) = re.findall(r"^ladder .*$", out, re.M)
+    assert line.count("±") == cells and "…" not in out
+    assert line.rstrip().endswith("%"), "what was won back is always told"
