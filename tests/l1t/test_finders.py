@@ -38,7 +38,7 @@ def toy(n=60, seed=1, tracks=40, digitised=False):
         "bendchi2": rng.exponential(0.8, size),
         "nstub": rng.integers(4, 7, size),
         "hitpattern": rng.integers(0, 128, size),
-        "mva": rng.integers(0, 8, size),
+        "quality": rng.integers(0, 8, size),
     }
     return {k: Ragged.from_counts(v.astype(np.float32), counts) for k, v in columns.items()}
 

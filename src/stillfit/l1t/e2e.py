@@ -179,7 +179,7 @@ class E2E(HistogramNetwork):
     Cost: 640 multiplications per track, 1.3 k per event. `seed`: of the initial weights.
     """
 
-    columns = ("pt", "eta", "phi", "z0", "hitpattern", "mva")
+    columns = ("pt", "eta", "phi", "z0", "hitpattern", "quality")
 
     def __init__(self, *, temperature: float = 0.3, seed: int = 0) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class E2E(HistogramNetwork):
         """pT / 16, quality / 4, |eta|, resolution / 32."""
         eta = np.abs(tracks["eta"])
         resolution = np.floor(12.7 / (0.1 + 0.2 * eta**2))
-        return [np.clip(tracks["pt"], 0, PT_CLIP) / 16, tracks["mva"] / 4, eta, resolution / 32]
+        return [np.clip(tracks["pt"], 0, PT_CLIP) / 16, tracks["quality"] / 4, eta, resolution / 32]
 
     def _peak(self, tracks: RaggedTensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         x = tracks.values[:, FIRST_FEATURE:].float()
