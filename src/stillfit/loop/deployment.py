@@ -87,10 +87,17 @@ class Deployment:
 
     # -- serve and watch --------------------------------------------------------------------------
 
-    def serve(self, block: Block) -> Served:
-        """Predict a block with the serving version and remember what was said."""
+    def serve(self, block: Block, waiting: Block) -> Served:
+        """Predict a block with the serving version and remember what was said.
+
+        `waiting`: the part of the block whose labels are awaited. Where it is not the whole it is
+        predicted by itself, as after a restart, since sums may differ in their last bits.
+        """
         served = self.shelf.get(self.serving).serve(self.serving, block.inputs)
-        self.pending.add(block.ids, served)
+        if waiting is block:
+            self.pending.add(block.ids, served)
+        elif len(waiting):
+            self.serve_again(waiting, self.serving)
         self.past = self.past._replace(events=self.past.events + len(block))
         return served
 

@@ -69,5 +69,5 @@ class Pending:
             self._blocks.popleft()
 
     def versions(self) -> list[tuple[int, VersionId]]:
-        """First id of each waiting block and the version that served it, for a checkpoint."""
-        return [(int(block.ids[0]), block.served.version) for block in self._blocks]
+        """Last id of each waiting block and the version that served it, for a checkpoint."""
+        return [(int(block.ids[-1]), block.served.version) for block in self._blocks]

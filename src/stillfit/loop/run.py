@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from stillfit.core.arrays import Array, flatten, unflatten
+from stillfit.core.arrays import Array, flatten, n_bytes, unflatten
 from stillfit.core.clock import Clock
 from stillfit.core.errors import RegistryError
 from stillfit.core.events import Block, Event, Examples, Labels, Notice
@@ -24,7 +24,8 @@ from stillfit.streams.store import LabelledStore, is_held_out
 class Step(NamedTuple):
     """What one event of the stream brought: answers by lane, and the journal's new entries.
 
-    After a restart the entries that a killed run had written already come once more.
+    After a restart, entries that a killed run had written already do not come again. `served` is
+    empty for an empty block.
     """
 
     number: int
@@ -39,7 +40,8 @@ def run(stream: Stream, plan: Plan, registry: Registry) -> Iterator[Step]:
     The clock is the stream's. A run that was killed at any point goes on when it is called again
     with the same stream, plan and registry: from its last checkpoint, meeting the entries that it
     had written, and ends with the journal and the versions of an undisturbed run. That holds for
-    updates without a budget of seconds, since seconds differ from run to run.
+    updates without a budget of seconds, since seconds differ from run to run. A run that has
+    ended adds nothing when it is called again, and goes on where its stream has grown.
     """
     house = House(plan, registry)
     for event in stream.events(house.position):
@@ -51,11 +53,12 @@ def run(stream: Stream, plan: Plan, registry: Registry) -> Iterator[Step]:
                 case Notice():
                     house.window = plan.window.step(house.window, event)
                     house.note(event)
-                case Block():
-                    house.joiner.add(event)
+                case Block() if len(event):
+                    waiting = house.wait(event)
                     for lane in house.lanes:
-                        served[lane.name] = lane.serve(event)
+                        served[lane.name] = lane.serve(event, waiting)
                         lane.watch(event, served[lane.name])
+                        lane.pending.forget_before(house.joiner.oldest)
                 case Labels():
                     examples, training, fill = house.join(event)
                     for lane in house.lanes:
@@ -67,11 +70,7 @@ def run(stream: Stream, plan: Plan, registry: Registry) -> Iterator[Step]:
         yield Step(house.position - 1, event, served, house.written())
         if isinstance(event, Notice) or house.position % plan.checkpoint == 0:
             house.save()
-    with registry.batch():
-        house.decide()
-        for lane in house.lanes:
-            lane.journal_experience(house.store, house.clock.now)
-    house.save()
+    house.end()
 
 
 class House:
@@ -86,14 +85,15 @@ class House:
         self.store: LabelledStore = plan.keeping.empty()
         self.fresh = False
         self.starts: list[tuple[float, int]] = []
+        self.ended = -1
         self._shown = registry.head.count
-        shelf = Shelf(registry, plan.factories, plan.lanes[0].model.task)
         found = registry.load_checkpoint(plan.run)
         stored: Any = {} if found is None else found.state["lanes"]
         self.lanes = []
         for lane in plan.lanes:
             position = stored.get(lane.name, {}).get("position", 0)
             writer = registry.writer(lane.name, position)
+            shelf = Shelf(registry, plan.factories, lane.model.task)
             self.lanes.append(Deployment(lane, plan, shelf, writer))
         if found is None:
             self._begin()
@@ -126,12 +126,24 @@ class House:
     def note(self, notice: Notice) -> None:
         """Follow the machine: which fill it is, and whether a person lifts a HOLD."""
         fill = notice.info.get("fill")
-        if isinstance(fill, int | float) and (not self.starts or self.starts[-1][1] != int(fill)):
-            self.starts.append((notice.time, int(fill)))
+        if isinstance(fill, int | float) and math.isfinite(fill):
+            if not self.starts or self.starts[-1][1] != int(fill):
+                self.starts.append((notice.time, int(fill)))
+            oldest = min((block.time for block in self.joiner.blocks()), default=math.inf)
+            while len(self.starts) > 1 and self.starts[1][0] <= min(oldest, notice.time):
+                del self.starts[0]  # no event of that fill waits for a label any more
         who = notice.info.get("resumed_by")
         if isinstance(who, str):
             for lane in self.lanes:
                 lane.resume(notice.time, f"resumed by the {who}")
+
+    def wait(self, block: Block) -> Block:
+        """Remember a block until its labels come; returns what there is room for, nearly all."""
+        self.joiner.add(block)
+        if n_bytes(block.inputs) + 9 * len(block) <= self.plan.pending_bytes:
+            return block
+        kept = [b for b in self.joiner.blocks() if b.ids[-1] == block.ids[-1]]
+        return kept[0] if kept else block.take(slice(0, 0))
 
     def join(self, labels: Labels) -> tuple[Examples, Examples, int | None]:
         """Labels with their events: all, those that updaters may see, and the fill they are of."""
@@ -144,6 +156,17 @@ class House:
         out = is_held_out(examples.ids, rules.held_out, rules.seed, rules.stretch)
         fill = next((n for t, n in reversed(self.starts) if t <= examples.times[0]), None)
         return examples, examples.take(~out), fill
+
+    def end(self) -> None:
+        """At the end of the stream: the last decision, and what the run came to; once only."""
+        if self.ended == self.position:
+            return
+        with self.registry.batch():
+            self.decide()
+            for lane in self.lanes:
+                lane.journal_experience(self.store, self.clock.now)
+        self.ended = self.position
+        self.save()
 
     def written(self) -> tuple[Entry, ...]:
         """Journal entries since the last call."""
@@ -159,7 +182,8 @@ class House:
             "clock": self.clock.now if math.isfinite(self.clock.now) else None,
             "window": [value if math.isfinite(value) else None for value in self.window],
             "fresh": self.fresh,
-            "starts": [list(pair) for pair in self.starts[-64:]],
+            "starts": [list(pair) for pair in self.starts],
+            "ended": self.ended,
             "joiner": joiner,
             "store": store,
             "lanes": {},
@@ -194,6 +218,7 @@ class House:
         self.window = WindowState(known, is_open, since, _finite(until, math.inf))
         self.fresh = state["fresh"]
         self.starts = [(time, fill) for time, fill in state["starts"]]
+        self.ended = state["ended"]
         segments: dict[str, dict[str, Array]] = {}
         for path, values in _under(found.arrays, "segment/").items():
             name, _, column = path.partition("/")
@@ -204,10 +229,10 @@ class House:
         for lane in self.lanes:
             document = state["lanes"][lane.name]
             lane.from_state(document, _under(found.arrays, f"lane/{lane.name}/"))
-            served = {int(first): version for first, version in document["pending"]}
+            served = {int(last): version for last, version in document["pending"]}
             for block in self.joiner.blocks():
-                if int(block.ids[0]) in served:
-                    lane.serve_again(block, served[int(block.ids[0])])
+                if int(block.ids[-1]) in served:
+                    lane.serve_again(block, served[int(block.ids[-1])])
 
 
 def _under(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
