@@ -88,7 +88,7 @@ class HotRegion:
 
     def __post_init__(self) -> None:
         _check_region("a hot region", self.phi, self.eta)
-        _check("a hot region's rate", self.rate, 0.0, 100.0)
+        _check("a hot region's rate", self.rate, 0.0, 20.0)
 
 
 @dataclass(frozen=True, kw_only=True)

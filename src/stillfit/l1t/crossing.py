@@ -43,7 +43,7 @@ _SLOPE_DISKS = 0.9  # |sinh eta| below which no disk is reached
 _TURN = 1.0 / (2.0 * math.pi)
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def trace(phi0: Any, kappa: Any, slope: Any, z0: Any, d0: Any, hits: Any, at: Any) -> Any:
     """Crossings of a helix with layers, inside out; their number (at most 11).
 
@@ -109,7 +109,7 @@ def trace(phi0: Any, kappa: Any, slope: Any, z0: Any, d0: Any, hits: Any, at: An
     return n
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def sort(layer: Any, r: Any) -> Any:
     """The sort of module crossed: 0 barrel PS, 1 disk PS, 2 2S (outside 60 cm everywhere)."""
     if r >= _R_PS:
@@ -117,7 +117,7 @@ def sort(layer: Any, r: Any) -> Any:
     return 1 if layer >= _N_BARREL else 0
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def local(i: Any, hits: Any, at: Any, modules: Any, regions: Any, region_layers: Any) -> Any:
     """Efficiency, and density of unrelated stubs over the nominal one, at crossing `i`."""
     module = at[MODULE, i]
@@ -133,13 +133,13 @@ def local(i: Any, hits: Any, at: Any, modules: Any, regions: Any, region_layers:
     return efficiency, rate
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def wrap(phi: Any) -> Any:
     """An angle brought into [-pi, pi]."""
     return phi - 2.0 * math.pi * math.floor(phi * _TURN + 0.5)
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def inside(ranges: Any, k: Any, across: Any, phi: Any) -> Any:
     """Whether a point lies in row `k` of `ranges`: across from, to, phi from, to."""
     if across < ranges[k, 0] or across > ranges[k, 1]:
@@ -149,7 +149,7 @@ def inside(ranges: Any, k: Any, across: Any, phi: Any) -> Any:
     return phi >= ranges[k, 2] or phi <= ranges[k, 3]
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def keep(i: Any, m: Any, hits: Any, at: Any) -> None:
     """Make crossing `i` stub number `m` <= `i`."""
     hits[R, m] = hits[R, i]

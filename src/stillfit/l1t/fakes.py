@@ -47,13 +47,13 @@ _Z0_SEED = 15.0  # cm
 _SLOPE_SEED = math.sinh(2.45)
 _SECONDARY = 0.35  # share of wrong seeds that come from one interaction
 _SECONDARY_SPREAD = 1.0  # cm, of their z0 about its vertex
-_TRUE = 0.04  # chance per layer that such a seed meets a further stub of its own
+_TRUE = 0.07  # chance per layer that such a seed meets a further stub of its own
 _FIRST, _SECOND = 0.6, 0.25  # chances that the seed's own stub is on the first, second crossing
 _BEND_SIGMA = 0.41  # strips: two sensors, each rounded to a strip
 _GOOD_EFFICIENCY = 0.85
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def seed(phi: Any, kappa: Any, slope: Any, z0: Any, hits: Any, at: Any, state: Any) -> Any:
     """A wrong trajectory through a stub of the particle: phi0, kappa, slope, z0, secondary, fine.
 
@@ -79,7 +79,7 @@ def seed(phi: Any, kappa: Any, slope: Any, z0: Any, hits: Any, at: Any, state: A
     return hits[PHI, i] + half_turn, kappa, slope, z0, secondary, fine
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def complete(
     n: Any,
     kappa: Any,
@@ -144,7 +144,7 @@ def complete(
     return m
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def imitate(
     n: Any,
     kappa: Any,
@@ -169,7 +169,7 @@ def imitate(
     return m
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def place(
     i: Any,
     m: Any,

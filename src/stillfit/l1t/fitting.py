@@ -83,7 +83,7 @@ class Out(NamedTuple):
         )
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def fit(m: Any, kappa: Any, hits: Any) -> Any:
     """Weighted fits of the residuals of `m` stubs.
 
@@ -140,7 +140,7 @@ def fit(m: Any, kappa: Any, hits: Any) -> Any:
     return d_phi, d_kappa, d_d0, d_z0, d_slope, chi2_phi * dof, chi2_z * dof, chi2_bend, far
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def pattern(m: Any, hits: Any, at: Any) -> Any:
     """Layers of `m` stubs as bits, the hit pattern, and whether the track finder starts there.
 
@@ -159,7 +159,7 @@ def pattern(m: Any, hits: Any, at: Any) -> Any:
     return bits, slots, start and n_ps >= _PS_MIN
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def emit(
     n: Any,
     m: Any,

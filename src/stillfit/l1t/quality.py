@@ -33,7 +33,7 @@ FEATURES = (
     "1/pt",
     "|z0|",
 )
-EDGES = (0.0, 0.2, 0.4, 0.6, 0.75, 0.88, 0.95, 0.98)  # lower edges of the index, probability
+EDGES = (0.0, 0.1, 0.3, 0.6, 0.85, 0.95, 0.985, 0.995)  # lower edges of the index, probability
 FROZEN = Path(__file__).parent / "data" / "quality.json"
 _BATCH = 64
 _SATURATION = (2.0, 2.0, 1.5)  # of the three chi2s: x / (x + s) needs no logarithm

@@ -37,7 +37,7 @@ def _ziggurat() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 _ENDS, _HEIGHTS = _ziggurat()
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def word(state: Any) -> Any:
     """64 random bits."""
     state[0] += _GAMMA
@@ -47,14 +47,14 @@ def word(state: Any) -> Any:
     return z ^ (z >> np.uint64(31))
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def uniform(state: Any) -> Any:
     """A number in [0, 1)."""
     # Through int64, which converts to a float in one instruction where uint64 needs five.
     return np.float64(np.int64(word(state) >> np.uint64(11))) * _TO_UNIT
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def normal(state: Any) -> Any:
     """A standard normal number."""
     while True:
@@ -73,7 +73,7 @@ def normal(state: Any) -> Any:
             return x
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def poisson(state: Any, nothing: Any) -> Any:
     """A Poisson number given the probability of zero, exp(-mean) (Knuth; cost grows with it)."""
     product = uniform(state)
