@@ -62,7 +62,7 @@ class Deployment:
         self.baking: ProbationState | None = None
         self.held = False
         self.past = Past(change=0.0)
-        self.requests = 0
+        self.requests, self.asked = 0, 0
         self.failed: dict[str, int] = {}
         self.broken: set[str] = set()
         self.evidence: dict[str, Evidence] = {}
@@ -195,16 +195,21 @@ class Deployment:
         else:
             self._stage(proposal, rows, now)
 
-    def obey(self, commands: tuple[Entry, ...], now: float) -> None:
-        """Do what persons ordered: hold, resume, go back to a version."""
-        for order in commands:
+    def obey(self, now: float, store: LabelledStore) -> None:
+        """Do what persons have ordered by now: hold, resume, go back to a version.
+
+        Asked for after every event and right before a switch, which a hold given in between, or
+        while no loop ran, must still stop.
+        """
+        orders = self.writer.commands(now, self.asked)
+        self.asked += 1
+        for order in orders:
             if order.kind == "hold":
                 self.held = True
             elif order.kind == "resume":
                 self.held, self.failed = False, {}
-            elif order.kind == "rollback" and order.version is not None:
-                self._change(order.version, now)
-                self.baking = None
+            elif order.kind == "rollback" and order.version not in (None, self.serving):
+                self._go_back(order, now, store)
 
     def resume(self, now: float, because: str) -> None:
         """Lift a HOLD that stands; without one, nothing."""
@@ -260,6 +265,9 @@ class Deployment:
             later = permit.at if permit.at is not None and permit.at > now else None
             self.staged = staged._replace(wake=later)
             return
+        self.obey(now, store)
+        if self.staged is None or (self.held and staged.kind != "rollback"):
+            return
         write = self.writer.rollback if staged.kind == "rollback" else self.writer.switch
         write(staged.version, now, staged.because, window=permit.because, serves_from=permit.at,
               previous=self.serving, rung=staged.rung, condition=staged.condition)  # fmt: skip
@@ -278,6 +286,17 @@ class Deployment:
             self.served.append(version)
         self.past = Past(change=now, request=self.past.request)
         self.evidence = {}
+
+    def _go_back(self, order: Entry, now: float, store: LabelledStore) -> None:
+        """A person's rollback: at once, in any window, and what was on its way is dropped."""
+        assert order.version is not None
+        if self.staged is not None:
+            because = f"{order.actor} rolled back; it was to replace {self.serving[:8]}"
+            self._journal("withdrawn", now, version=self.staged.version, because=because)
+        self.staged, self.baking = None, None
+        self._change(order.version, now)
+        rows = select(self.lane, store, None, self._condition_of(order.version))
+        self._calibrate(Examples.join([rows.new, rows.fresh]), "switch", now, errors_on=rows.new)
 
     def _bake(self, now: float) -> None:
         assert self.baking is not None
@@ -449,6 +468,7 @@ class Deployment:
             "held": self.held,
             "past": [_number(value) for value in self.past],
             "requests": self.requests,
+            "asked": self.asked,
             "failed": self.failed,
             "broken": sorted(self.broken),
             "evidence": [dataclasses.asdict(found) for found in self.evidence.values()],
@@ -470,7 +490,7 @@ class Deployment:
         self.held = state["held"]
         change, request, events = state["past"]
         self.past = Past(change, -np.inf if request is None else request, events)
-        self.requests = state["requests"]
+        self.requests, self.asked = state["requests"], state["asked"]
         self.failed = dict(state["failed"])
         self.broken = set(state["broken"])
         self.evidence = {found["monitor"]: Evidence(**found) for found in state["evidence"]}

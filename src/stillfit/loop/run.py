@@ -65,7 +65,7 @@ def run(stream: Stream, plan: Plan, registry: Registry) -> Iterator[Step]:
                         lane.learn(examples, training, now, fill)
                         lane.pending.forget_before(house.joiner.oldest)
             for lane in house.lanes:
-                lane.obey(lane.writer.commands(now, house.position), now)
+                lane.obey(now, house.store)
                 lane.switch(house.window, now, house.store)
         yield Step(house.position - 1, event, served, house.written())
         if isinstance(event, Notice) or house.position % plan.checkpoint == 0:
