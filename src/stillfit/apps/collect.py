@@ -41,7 +41,7 @@ REGRESSION_METRICS = (
     Metric(name="error", title="Mean absolute error", better="lower"),
     Metric(name="crps", title="CRPS", better="lower"),
     Metric(name="rmse", title="RMSE", better="lower"),
-    Metric(name="coverage_90", title="Coverage of 90 % intervals"),
+    Metric(name="coverage_90", title="Coverage of 90 % intervals", better="neither"),
 )
 REGRESSION_SIGMA = Uncertainty(
     name="sigma", title="Mean stated uncertainty", unit="", against="rmse"

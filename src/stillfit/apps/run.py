@@ -23,7 +23,7 @@ from stillfit.apps.outcome import Outcome, publish
 from stillfit.apps.progress import Progress, silent
 from stillfit.apps.rundir import RunDir
 from stillfit.apps.runfile import LaneTable, RunFile, constant_noise, factory_of, read
-from stillfit.apps.summary import Summary
+from stillfit.apps.summary import Metric, Summary
 from stillfit.core.clock import DAY
 from stillfit.core.errors import ConfigError, DataError
 from stillfit.core.events import Block, Event, Examples, Labels
@@ -189,6 +189,7 @@ def _lane(settings: RunFile, table: LaneTable, model: Model) -> Lane:
 
 def summarise(settings: RunFile, plan: Plan, registry: Registry, aside: str) -> Summary:
     """The summary of a run from its registry."""
+    metrics: tuple[Metric, ...]
     if settings.is_l1t:
         metrics, uncertainty = L1T_METRICS, L1T_SIGMA
     elif isinstance(settings.task, Regression):
