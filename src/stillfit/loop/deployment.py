@@ -29,7 +29,8 @@ class Staged(NamedTuple):
     """A version that passed its gates and waits for its window.
 
     `ready`: time (s) of acceptance; `wake`: when it is worth asking the window again without a
-    new event. `kind`: "switch", or "rollback" of a version that failed its probation.
+    new event. `kind`: "switch", or "rollback" of a version that failed its probation. `condition`,
+    `since`: the events that it was chosen for.
     """
 
     version: VersionId
@@ -38,8 +39,32 @@ class Staged(NamedTuple):
     ready: float
     because: str
     condition: str
+    since: float | None = None
     rung: str = ""
     wake: float | None = None
+
+
+class Term(NamedTuple):
+    """The events that a version was chosen for: of a condition, seen from `since` until `until`.
+
+    None: no limit. Their error is the level that the version is held to.
+    """
+
+    condition: str
+    since: float | None = None
+    until: float | None = None
+
+
+class Failed(NamedTuple):
+    """What failed requests in a condition leave behind, so that none is repeated for nothing.
+
+    `tries`: those that count. `rows`: events that the last one read, `seen`: labelled events that
+    had come by then.
+    """
+
+    tries: int
+    rows: int
+    seen: int
 
 
 class Deployment:
@@ -57,13 +82,15 @@ class Deployment:
         self.previous: VersionId | None = None
         self.served: list[VersionId] = [self.serving]
         self.remembered: dict[str, VersionId] = {}
+        self.terms: dict[VersionId, Term] = {}
         self.pending = Pending()
         self.staged: Staged | None = None
         self.baking: ProbationState | None = None
         self.held = False
         self.past = Past(change=0.0)
         self.requests, self.asked = 0, 0
-        self.failed: dict[str, int] = {}
+        self.news = False
+        self.failed: dict[str, Failed] = {}
         self.broken: set[str] = set()
         self.evidence: dict[str, Evidence] = {}
         self.learners: dict[str, Learner] = {}
@@ -79,7 +106,8 @@ class Deployment:
         self.past = Past(change=now)
         for condition in np.unique(nominal.conditions):
             self.remembered[str(condition)] = self.serving
-        self._calibrate(nominal, "begin")
+        self.terms[self.serving] = Term(str(nominal.conditions[0]))
+        self._calibrate(nominal, nominal, "begin", now)
         for name, rung in self.lane.rungs.items():
             if not isinstance(rung, Redeploy):
                 rng = self._rng("begin", name)
@@ -130,6 +158,7 @@ class Deployment:
             self._journal_performance(judged, rows, now, fill)
             for condition in np.unique(rows.conditions):
                 self.remembered.setdefault(str(condition), judged.version)
+            self.news = True
             if judged.version != self.serving:
                 continue  # labels of a version that is gone say nothing about the present one
             for place, monitor in enumerate(self.lane.errors):
@@ -163,19 +192,25 @@ class Deployment:
         if self.baking is not None:
             self._bake(now)
         idle = self.staged is None and self.baking is None and not self.held
-        if not idle or self.lane.ladder is None:
+        # Without new labels nothing could be learned or judged that was not before.
+        if not idle or self.lane.ladder is None or not self.news:
             return
         request = self.lane.policy.ask(list(self.evidence.values()), now=now, past=self.past)
-        if request is None:
+        if request is None or not self._worth_asking(store):
             return
         rows = select(self.lane, store, request.since)
-        if self.failed.get(rows.condition, 0) >= self.lane.tries:
-            return
         self.requests += 1
+        self.news = False
         self.past = Past(change=self.past.change, request=now)
         self._journal("request", now, because=request.because, policy=request.policy,
                       since=request.since, condition=rows.condition, fresh=len(rows.fresh),
                       held_out=len(rows.new))  # fmt: skip
+        early: list[bool] = []
+
+        def report(proposal: Proposal) -> None:
+            early.append(proposal.early)
+            self._journal_proposal(proposal, now)
+
         step, proposal = climb(
             self.lane,
             self.shelf,
@@ -188,12 +223,22 @@ class Deployment:
                 memory=store.training,
             ),
             lambda rung: self._rng("request", self.requests, rung),
-            lambda proposal: self._journal_proposal(proposal, now),
+            report,
         )
         if proposal is None or proposal.candidate is None:
-            self._give_up(rows, step.because, now)
+            seen = store.seen.get(rows.condition, 0)
+            self._give_up(rows, step.because, seen, not any(early), now)
         else:
-            self._stage(proposal, rows, now)
+            self._stage(proposal, rows, request.since, now)
+
+    def _worth_asking(self, store: LabelledStore) -> bool:
+        """Whether enough labels have come since the last failed request to ask again.
+
+        Half as many as it read: so what stays hopeless is tried log n times, not at every block.
+        """
+        condition = newest_condition(store) if self.failed else ""
+        failed = self.failed.get(condition)
+        return failed is None or store.seen.get(condition, 0) - failed.seen >= failed.rows / 2
 
     def obey(self, now: float, store: LabelledStore) -> None:
         """Do what persons have ordered by now: hold, resume, go back to a version.
@@ -227,7 +272,7 @@ class Deployment:
             return
         matrix: list[list[float | None]] = []
         headline = ""
-        held = {c: _rows(store.held_out, c, None, self.lane.judged) for c in store.seen}
+        held = {c: _rows(store.held_out, Term(c), self.lane.judged) for c in store.seen}
         held = {condition: rows for condition, rows in held.items() if len(rows)}
         for version in self.served:
             model = self.shelf.get(version)
@@ -272,11 +317,11 @@ class Deployment:
         write(staged.version, now, staged.because, window=permit.because, serves_from=permit.at,
               previous=self.serving, rung=staged.rung, condition=staged.condition)  # fmt: skip
         self.staged = None
-        self._change(staged.version, now)
         if staged.kind == "switch":
+            self._begin_term(staged.version, staged.condition, staged.since)
             self.baking = self.lane.probation.init()
-        rows = select(self.lane, store, None, staged.condition)
-        self._calibrate(Examples.join([rows.new, rows.fresh]), "switch", now, errors_on=rows.new)
+        self._change(staged.version, now)
+        self._refer(store, "switch", now)
 
     # ---------------------------------------------------------------------------------------------
 
@@ -295,8 +340,7 @@ class Deployment:
             self._journal("withdrawn", now, version=self.staged.version, because=because)
         self.staged, self.baking = None, None
         self._change(order.version, now)
-        rows = select(self.lane, store, None, self._condition_of(order.version))
-        self._calibrate(Examples.join([rows.new, rows.fresh]), "switch", now, errors_on=rows.new)
+        self._refer(store, "switch", now)
 
     def _bake(self, now: float) -> None:
         assert self.baking is not None
@@ -305,7 +349,9 @@ class Deployment:
             return
         self.baking = None
         facts = {"because": judgement.because, "figures": dict(judgement.figures)}
+        term = self.terms[self.serving]
         if judgement.what == "keep" or self.previous is None:
+            self.remembered[term.condition] = self.serving
             self._journal("kept", now, version=self.serving, **facts)
             return
         self.held = True
@@ -313,16 +359,25 @@ class Deployment:
         self.staged = Staged(
             version=self.previous,
             kind="rollback",
-            update_class=self.shelf.manifest(self.previous).facts.update_class,
+            update_class=self.shelf.reach(self.serving, self.previous),
             ready=now,
             because=f"back to the version before: {judgement.because}",
-            condition=self._condition_of(self.previous),
+            condition=self.terms[self.previous].condition,
         )
 
-    def _condition_of(self, version: VersionId) -> str:
-        return next((c for c, v in self.remembered.items() if v == version), "all")
+    def _begin_term(self, version: VersionId, condition: str, since: float | None) -> None:
+        """A version is chosen for the events of a condition from `since` on."""
+        before = self.terms[self.serving]
+        if before.condition == condition:
+            self.terms[self.serving] = before._replace(until=since)
+        self.terms[version] = Term(condition, since)
 
-    def _stage(self, proposal: Proposal, rows: Rows, now: float) -> None:
+    def _refer(self, store: LabelledStore, why: str, now: float) -> None:
+        """Hold the monitors to the level of the serving version on what it was chosen for."""
+        fresh, new = present(self.lane, store, self.terms[self.serving])
+        self._calibrate(in_order([new, fresh]), new if len(new) else fresh, why, now)
+
+    def _stage(self, proposal: Proposal, rows: Rows, since: float | None, now: float) -> None:
         candidate = proposal.candidate
         assert candidate is not None
         rung = proposal.tried.rung
@@ -331,7 +386,6 @@ class Deployment:
         if version is None:
             version = self.shelf.put(candidate, self.serving, {"verdicts": verdicts})
             self.learners[rung] = candidate.learner
-        self.remembered[rows.condition] = version
         self.failed.pop(rows.condition, None)
         because = f"{rung} convinced {len(verdicts)} gates in condition {rows.condition!r}"
         self.staged = Staged(
@@ -341,30 +395,35 @@ class Deployment:
             ready=now,
             because=because,
             condition=rows.condition,
+            since=since,
             rung=rung,
         )
         self._journal("staged", now, version=version, because=because, rung=rung,
                       update_class=candidate.update_class, verdicts=verdicts,
                       parent=self.serving, labelled_events=candidate.cost.examples)  # fmt: skip
 
-    def _give_up(self, rows: Rows, because: str, now: float) -> None:
-        """No rung convinced: a person is called, and after some tries the level is taken as is."""
-        tries = self.failed[rows.condition] = self.failed.get(rows.condition, 0) + 1
+    def _give_up(self, rows: Rows, because: str, seen: int, counts: bool, now: float) -> None:
+        """No rung convinced: a person is called, and after some tries the level is taken as is.
+
+        Then a monitor must see it get worse again, from that level, before anything is asked for.
+        """
+        tries = self.failed.get(rows.condition, Failed(0, 0, 0)).tries + counts
         last = tries >= self.lane.tries
+        read = len(rows.fresh) + len(rows.new)
+        self.failed[rows.condition] = Failed(0 if last else tries, read, seen)
         self._journal("call", now, because=because, condition=rows.condition, tries=tries,
                       taken_as_is=last)  # fmt: skip
         if last:
-            self._calibrate(Examples.join([rows.new, rows.fresh]), "as-is", now, errors_on=rows.new)
+            whole = in_order([rows.new, rows.fresh])
+            self._calibrate(whole, rows.new if len(rows.new) else rows.fresh, "as-is", now)
             self.evidence = {}
 
-    def _calibrate(
-        self,
-        examples: Examples,
-        why: str,
-        now: float = 0.0,
-        errors_on: Examples | None = None,
-    ) -> None:
-        """Give the monitors the level of the serving version in its condition as reference."""
+    def _calibrate(self, examples: Examples, judged: Examples, why: str, now: float) -> None:
+        """Give the monitors a reference: how the serving version answers `examples`, errs on
+        `judged`. A monitor that cannot be given one says nothing, which beats an old one.
+        """
+        self._watch = [monitor.init() for monitor in self.lane.watch]
+        self._errors = [monitor.init() for monitor in self.lane.errors]
         if not len(examples):
             return
         model = self.shelf.get(self.serving)
@@ -377,12 +436,11 @@ class Deployment:
                 examples.inputs,
                 served,
                 rate=self.plan.rate,
-                rng=self._rng(why, monitor.name),
+                rng=self._rng(why, self.asked, monitor.name),
             )
-            # A monitor without a reference says nothing, which is better than an old reference.
-            self._watch[place] = monitor.init() if fitted is None else fitted
-        rows = examples if errors_on is None or not len(errors_on) else errors_on
-        errors = model.errors(rows)["error"]
+            if fitted is not None:
+                self._watch[place] = fitted
+        errors = model.errors(judged)["error"]
         for place, label_monitor in enumerate(self.lane.errors):
             fitted = self._guarded(
                 label_monitor.name,
@@ -390,9 +448,10 @@ class Deployment:
                 label_monitor.fit,
                 errors,
                 rate=self.plan.rate,
-                rng=self._rng(why, label_monitor.name),
+                rng=self._rng(why, self.asked, label_monitor.name),
             )
-            self._errors[place] = label_monitor.init() if fitted is None else fitted
+            if fitted is not None:
+                self._errors[place] = fitted
 
     def _guarded(
         self, name: str, now: float, step: Callable[..., Any], *args: Any, **knobs: Any
@@ -462,14 +521,16 @@ class Deployment:
             "previous": self.previous,
             "served": self.served,
             "remembered": self.remembered,
+            "terms": {version: list(term) for version, term in self.terms.items()},
             "pending": [list(pair) for pair in self.pending.versions()],
             "staged": None if self.staged is None else self.staged._asdict(),
             "baking": None if self.baking is None else self.baking._asdict(),
             "held": self.held,
             "past": [_number(value) for value in self.past],
             "requests": self.requests,
+            "news": self.news,
             "asked": self.asked,
-            "failed": self.failed,
+            "failed": {condition: list(failed) for condition, failed in self.failed.items()},
             "broken": sorted(self.broken),
             "evidence": [dataclasses.asdict(found) for found in self.evidence.values()],
             "learners": sorted(self.learners),
@@ -485,13 +546,15 @@ class Deployment:
         self.previous = state["previous"]
         self.served = list(state["served"])
         self.remembered = dict(state["remembered"])
+        self.terms = {version: Term(*term) for version, term in state["terms"].items()}
         self.staged = None if state["staged"] is None else Staged(**state["staged"])
         self.baking = None if state["baking"] is None else ProbationState(**state["baking"])
         self.held = state["held"]
         change, request, events = state["past"]
         self.past = Past(change, -np.inf if request is None else request, events)
         self.requests, self.asked = state["requests"], state["asked"]
-        self.failed = dict(state["failed"])
+        self.news = state["news"]
+        self.failed = {name: Failed(*failed) for name, failed in state["failed"].items()}
         self.broken = set(state["broken"])
         self.evidence = {found["monitor"]: Evidence(**found) for found in state["evidence"]}
         self.learners = {
@@ -512,37 +575,53 @@ class Deployment:
         self.pending.add(block.ids, served)
 
 
-def select(
-    lane: Lane, store: LabelledStore, since: float | None, condition: str | None = None
-) -> Rows:
+def select(lane: Lane, store: LabelledStore, since: float | None) -> Rows:
     """The rows that stand for the present condition, and those of the old ones.
 
     The present condition is that of the newest labelled event, by slow control's name for it,
     from `since` on. Where slow control has one name for all, the rows before `since` are the old
     condition.
     """
-    newest = store.training.newest(1)
-    name = condition or (str(newest.conditions[0]) if len(newest) else "all")
-    fresh = _rows(store.training, name, since, lane.fresh)
-    new = _rows(store.held_out, name, since, lane.judged)
+    name = newest_condition(store)
+    fresh, new = present(lane, store, Term(name, since))
     old = {
-        other: _rows(store.held_out, other, None, lane.judged)
+        other: _rows(store.held_out, Term(other), lane.judged)
         for other in store.held_out.conditions
         if other != name
     }
     if name == "all" and len(new):
-        whole = store.held_out.condition(name)
-        earlier = whole.take(whole.times < new.times.min())
+        earlier = _rows(store.held_out, Term(name, None, float(new.times.min())), lane.judged)
         if len(earlier):
-            old["before"] = earlier.take(slice(max(len(earlier) - lane.judged, 0), len(earlier)))
+            old["before"] = earlier
     return Rows(condition=name, fresh=fresh, new=new, old=old)
 
 
-def _rows(view: View, condition: str, since: float | None, limit: int) -> Examples:
-    rows = view.condition(condition)
-    if since is not None and len(rows):
-        rows = rows.take(rows.times >= since)
-    return rows.take(slice(max(len(rows) - limit, 0), len(rows)))
+def newest_condition(store: LabelledStore) -> str:
+    """Slow control's name for the newest labelled event, "all" where nothing is labelled yet."""
+    newest = store.training.newest(1)
+    return str(newest.conditions[0]) if len(newest) else "all"
+
+
+def present(lane: Lane, store: LabelledStore, term: Term) -> tuple[Examples, Examples]:
+    """Rows of a term to learn from, and held-out ones to judge on."""
+    return _rows(store.training, term, lane.fresh), _rows(store.held_out, term, lane.judged)
+
+
+def _rows(view: View, term: Term, limit: int) -> Examples:
+    rows = view.condition(term.condition)
+    keep = np.ones(len(rows), np.bool_)
+    if term.since is not None:
+        keep &= rows.times >= term.since
+    if term.until is not None:
+        keep &= rows.times < term.until
+    where = np.flatnonzero(keep)[-limit:]
+    return rows if len(where) == len(rows) else rows.take(where)
+
+
+def in_order(parts: list[Examples]) -> Examples:
+    """All parts as one, in order of event ids, which is that of time."""
+    joined = Examples.join(parts)
+    return joined.take(np.argsort(joined.ids, kind="stable")) if len(joined) else joined
 
 
 def reliability(std: Array, away: Array, bins: int = 5) -> list[dict[str, float]]:

@@ -41,7 +41,9 @@ class Lane:
     blocks, `errors` reads late labels; the policy sees the newest evidence of both. `fresh`:
     at most so many of the newest labelled events stand for the present condition, `judged`: at
     most so many held-out events per condition are judged on. `tries`: requests that may fail in
-    one condition before its level is taken for what can be had, until a person acts.
+    one condition before its level is taken for what can be had, so that only what is worse than
+    that raises an alarm. Requests that came too early, with too few labels for a rung or a gate,
+    do not count; after a failed one, half as many labels as it read must come before the next.
     """
 
     name: str

@@ -49,12 +49,14 @@ class Standing:
 class Proposal:
     """A candidate that was tried on a rung, with what became of it.
 
-    `version`: that of a redeployed one, which is stored already.
+    `version`: that of a redeployed one, which is stored already. `early`: more labelled events
+    could change the answer.
     """
 
     tried: Tried
     candidate: Candidate[Model] | None = None
     version: VersionId | None = None
+    early: bool = False
 
 
 def climb(
@@ -90,7 +92,7 @@ def propose(
     standing: Standing,
     rng: np.random.Generator,
 ) -> Proposal:
-    """A candidate of one rung before all gates. An updater that fails never reaches serving."""
+    """A candidate of one rung before all gates. What fails on the way never reaches serving."""
     how = lane.rungs[rung]
     version: VersionId | None = None
     try:
@@ -100,13 +102,19 @@ def propose(
             version = None if isinstance(found, Declined) else found[1]
         else:
             answer = _update(how, lane, rung, shelf, rows, standing, rng)
-    except (StillfitError, ArithmeticError, RuntimeError, ValueError) as error:
-        answer = Declined(f"the updater failed: {type(error).__name__}: {error}")
+        if not isinstance(answer, Declined):
+            verdicts = judge(lane, answer, shelf, rows, standing)
+    except Exception as error:  # noqa: BLE001  (whatever an updater or a gate does, serving goes on)
+        answer = Declined(f"the rung failed: {type(error).__name__}: {error}")
     if isinstance(answer, Declined):
-        return Proposal(tried=Tried(rung=rung, skipped=answer.because))
-    verdicts = judge(lane, answer, shelf, rows, standing)
-    tried = Tried(rung=rung, verdicts=tuple(verdicts))
-    return Proposal(tried=tried, candidate=answer, version=version)
+        return Proposal(tried=Tried(rung=rung, skipped=answer.because), early=answer.early)
+    least = max((int(getattr(gate, "least", 0)) for gate in lane.gates), default=0)
+    return Proposal(
+        tried=Tried(rung=rung, verdicts=tuple(verdicts)),
+        candidate=answer,
+        version=version,
+        early=len(rows.new) < least,
+    )
 
 
 def _update(
@@ -135,23 +143,23 @@ def _redeploy(
     if not others:
         return Declined("no other version has served in this lane")
     if not len(rows.fresh):
-        return Declined("there are no fresh labelled events to choose a stored version by")
-    now = float(shelf.get(standing.serving).errors(rows.fresh)["error"].mean())
-    means = {v: float(shelf.get(v).errors(rows.fresh)["error"].mean()) for v in others}
+        because = "there are no fresh labelled events to choose a stored version by"
+        return Declined(because, early=True)
+    now = _mean(shelf.get(standing.serving), rows.fresh)
+    means = {version: _mean(shelf.get(version), rows.fresh) for version in others}
     best = min(means, key=lambda version: (means[version], version))
     if not means[best] < now:
         return Declined(
             f"of {len(others)} stored versions the best ({best[:8]}) has the mean error "
             f"{means[best]:.4g} on fresh events, the serving one {now:.4g}"
         )
-    manifest = shelf.manifest(best)
     return (
         Candidate(
             model=shelf.get(best),
             learner={},
             cost=Cost(examples=len(rows.fresh)),
-            update_class=manifest.facts.update_class,
-            provenance=manifest.facts.provenance,
+            update_class=shelf.reach(standing.serving, best),
+            provenance=shelf.manifest(best).facts.provenance,
         ),
         best,
     )
@@ -171,7 +179,7 @@ def judge(
         name: Stored(
             version=standing.remembered[name],
             errors=_errors(shelf.get(standing.remembered[name]), held),
-            update_class=shelf.manifest(standing.remembered[name]).facts.update_class,
+            update_class=shelf.reach(candidate.update_class, standing.remembered[name]),
         )
         for name, held in rows.old.items()
         if name in standing.remembered
@@ -207,6 +215,12 @@ def _errors(model: Model, examples: Examples) -> np.ndarray:
         return model.errors(examples)["error"]
     except StillfitError:
         return np.full(len(examples), np.nan)
+
+
+def _mean(model: Model, examples: Examples) -> float:
+    """Mean headline error, infinite where it cannot be told."""
+    mean = float(_errors(model, examples).mean())
+    return mean if np.isfinite(mean) else np.inf
 
 
 def first_provenance(updater: str, nominal: Examples, seed: int) -> Provenance:

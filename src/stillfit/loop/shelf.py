@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import stillfit
-from stillfit.core.values import Candidate, Cost, Provenance, VersionId
+from stillfit.core.values import Candidate, Cost, Provenance, UpdateClass, VersionId
 from stillfit.models.model import Architecture, Factory, Model, build, footprint, load_weights
 from stillfit.models.task import Task
 from stillfit.registry import Architecture as StoredArchitecture
@@ -36,6 +36,17 @@ class Shelf:
     def manifest(self, version: VersionId) -> Manifest:
         """What a stored version is and came from, without its arrays."""
         return self._registry.manifest(version)
+
+    def reach(self, first: VersionId | UpdateClass, then: VersionId) -> UpdateClass:
+        """What it takes to go from one version (or one of a class) to a stored one.
+
+        A bitstream if either is a circuit of its own, for then the other's is loaded anew.
+        """
+        own = first if first in ("weights", "bitstream") else self._class(VersionId(first))
+        return "bitstream" if "bitstream" in (own, self._class(then)) else "weights"
+
+    def _class(self, version: VersionId) -> UpdateClass:
+        return self.manifest(version).facts.update_class
 
     def measure(self, lane: str, what: str, figures: Mapping[str, float]) -> None:
         """Keep figures of this machine beside the journal, outside of every hash."""

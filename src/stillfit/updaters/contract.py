@@ -32,9 +32,14 @@ class Memory(Protocol):
 
 @dataclass(frozen=True)
 class Declined:
-    """An updater's answer when it has no candidate to offer: normal life, with its reason."""
+    """An updater's answer when it has no candidate to offer: normal life, with its reason.
+
+    `early`: more labelled events could change the answer, so the request does not count as one
+    that failed.
+    """
 
     because: str
+    early: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,5 +146,6 @@ def too_few(examples: Examples, needed: int, what: str) -> Declined | None:
         return None
     return Declined(
         f"{what} needs {needed} labelled events of the new condition and has {len(examples)}; "
-        "it will have them when more labels arrive"
+        "it will have them when more labels arrive",
+        early=True,
     )
