@@ -15,13 +15,13 @@ from stillfit.l1t.crossing import AT_ROWS, HIT_ROWS, SCRATCH, trace
 from stillfit.l1t.fakes import complete, imitate, seed
 from stillfit.l1t.fitting import emit
 from stillfit.l1t.stubs import drop_one, measure
-from stillfit.l1t.variates import poisson, uniform
+from stillfit.l1t.variates import begin_stream, poisson, uniform
 
 _PARTICLES_NOMINAL = 460.0  # particles of the library in an event of pile-up 200
 _CURVATURE = geometry.CURVATURE
-_SEEDS = 0.85  # wrong seeds per particle at nominal occupancy
+_SEEDS = 0.55  # wrong seeds per particle at nominal occupancy
 _BOUND = 0.15  # upper limit of the chance that one is
-_GOOD = 0.06  # good fakes per particle for good_fakes = 1: the nominal number of fakes
+_GOOD = 0.043  # good fakes per particle for good_fakes = 1: the nominal number of fakes
 _DUPLICATES = 0.02  # share of tracks found twice at nominal occupancy
 _PT_LOOK = 1.8  # GeV: below it (over the pT scale) hardly any fit reaches the threshold of 2 GeV
 
@@ -61,7 +61,7 @@ def _compile(fingerprint: int) -> Any:
         look = _PT_LOOK / knobs.pt_scale
         n = 0
         for event in range(first, last):
-            state[0] = seeds[event]
+            number = 0
             begin, end = offsets[event], offsets[event + 1]
             occupancy = (end - begin) / _PARTICLES_NOMINAL * knobs.noise
             # Seeds are drawn with an upper limit of the chance that they are completed, which in
@@ -70,6 +70,7 @@ def _compile(fingerprint: int) -> Any:
             no_seed = math.exp(-_SEEDS * occupancy * knobs.fake_scale * bound)
             no_good = math.exp(-_GOOD * knobs.good_fakes)
             for p in range(begin, end):
+                begin_stream(state, seeds[event], number)
                 pt = np.float64(p_pt[p])
                 kappa = p_charge[p] * _CURVATURE / pt
                 grow = math.exp(np.float64(p_eta[p]))
@@ -110,6 +111,8 @@ def _compile(fingerprint: int) -> Any:
                             out.is_fake[n] = 0
                             out.particle[n] = p - begin
                             n += 1
+                begin_stream(state, seeds[event], number + 1)
+                number += 2
                 wrong_seeds = poisson(state, no_seed)
                 for k in range(wrong_seeds + poisson(state, no_good)):
                     if n + 1 > len(out.pt):

@@ -1,9 +1,12 @@
-"""Counter-based random numbers inside compiled loops: one stream per event.
+"""Counter-based random numbers inside compiled loops: one stream per particle of an event.
 
-An event's stream depends on its seed alone, so that results do not depend on how events are cut
-into blocks. Generator: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), period 2^64; normal numbers:
-the ziggurat of Marsaglia and Tsang (J. Stat. Softw. 5, 2000) with 256 layers. `state` is an
-array of one uint64, which every draw moves on. Cost: 1.5 ns a word, 4 ns a normal number.
+A stream depends on the event's seed and its own number alone, so that results do not depend on how
+events are cut into blocks, and two simulations of the same event under different conditions share
+their chance particle by particle: differences between conditions are paired.
+
+Generator: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), period 2^64; normal numbers: the ziggurat
+of Marsaglia and Tsang (J. Stat. Softw. 5, 2000) with 256 layers. `state` is an array of one
+uint64, which every draw moves on. Cost: 1.5 ns a word, 6 ns a normal number.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_STREAM = np.uint64(0xD1342543DE82EF95)  # odd, without relation to the golden ratio
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _TO_UNIT = 2.0**-53
@@ -45,6 +49,13 @@ def word(state: Any) -> Any:
     z = (z ^ (z >> np.uint64(30))) * _MIX_1
     z = (z ^ (z >> np.uint64(27))) * _MIX_2
     return z ^ (z >> np.uint64(31))
+
+
+@njit(nogil=True, error_model="numpy")
+def begin_stream(state: Any, seed: Any, number: Any) -> None:
+    """Set `state` to the start of stream `number` of `seed`."""
+    state[0] = seed + np.uint64(number) * _STREAM
+    state[0] = word(state)
 
 
 @njit(nogil=True, error_model="numpy")
