@@ -1,5 +1,7 @@
 """Small registries for the tests of this room."""
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,14 @@ def facts_of(seed: int = 1, parent: VersionId | None = None, **other: Any) -> Ve
 @pytest.fixture
 def facts() -> Callable[..., VersionFacts]:
     return facts_of
+
+
+@pytest.fixture
+def fast_dir() -> Iterator[Path]:
+    """A directory in memory where there is one, for tests that write thousands of files."""
+    shm = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shm if os.access(shm, os.W_OK) else None) as name:
+        yield Path(name)
 
 
 @pytest.fixture

@@ -249,7 +249,7 @@ def _links(root: Path) -> Iterator[Finding]:
 
 def _strangers(root: Path) -> Iterator[Finding]:
     """Files that no release puts where they are."""
-    known = {MARK, MEASUREMENTS, f"{INDEX}-wal", f"{INDEX}-shm", f"{INDEX}-journal", *OWN}
+    known = {MARK, MEASUREMENTS, *OWN}
     name = r"[a-z0-9][a-z0-9._-]{0,63}"
     runs = [path.name for path in (root / "checkpoints").glob("*") if path.is_dir()]
     for place, pattern in (

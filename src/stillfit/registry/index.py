@@ -21,6 +21,8 @@ CREATE TABLE IF NOT EXISTS journal (
     hash TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS journal_lane_kind ON journal (lane, kind, seq);
 """
+# The file itself, and what SQLite keeps beside it while it is open or after a kill.
+BESIDE = ("", "-wal", "-shm", "-journal")
 _COLUMNS = "seq, lane, time, kind, version, payload, actor, prev, hash"
 # Disks on which SQLite's shared memory for WAL does not reach other machines (sqlite.org/wal.html).
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "9p", "ceph", "lustre", "gpfs", "beegfs"}
@@ -74,7 +76,7 @@ class Index:
     @staticmethod
     def remove(path: Path) -> None:
         """Delete the file and what SQLite keeps beside it."""
-        for extra in ("", "-wal", "-shm", "-journal"):
+        for extra in BESIDE:
             path.with_name(path.name + extra).unlink(missing_ok=True)
 
     def begin(self) -> None:
@@ -198,9 +200,14 @@ def _mapped(name: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise RegistryError(
+                f"the disk is full: {name} could not be written; nothing that was already stored "
+                "is lost: free some space and start again"
+            ) from error
         raise RegistryError(
             f"{name} could not be used ({error}); nothing that was already stored is lost: "
-            "is the disk full or the file in use?"
+            "is the file in use, or its disk failing?"
         ) from error
     except sqlite3.DatabaseError as error:
         raise DamagedError(

@@ -19,6 +19,7 @@ from stillfit.registry.checkpoints import Checkpoint, Checkpoints
 from stillfit.registry.commands import Command, check_command, leave, waiting
 from stillfit.registry.durable import Lock, inside, make_dir, remove_leftovers, write_file
 from stillfit.registry.entries import HOLD, RESUME, SERVING, Entry
+from stillfit.registry.index import BESIDE
 from stillfit.registry.journal import HEAD, INDEX, LOG, Head, Journal
 from stillfit.registry.measurements import Measurement, add_measurement, read_measurements
 from stillfit.registry.versions import Manifest, StoredVersion, VersionFacts
@@ -27,7 +28,7 @@ from stillfit.registry.writer import Writer
 FORMAT = 1
 MARK = "REGISTRY.json"
 ROOMS = ("versions", "checkpoints", "segments", "inbox")
-OWN = ("lock", LOG, HEAD, INDEX, *ROOMS)
+OWN = ("lock", LOG, HEAD, *(INDEX + extra for extra in BESIDE), *ROOMS)
 
 
 class Registry:
