@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stillfit.core.arrays import Array
 from stillfit.core.events import Block, Examples
@@ -18,11 +20,20 @@ from stillfit.decisions.probation import ProbationState
 from stillfit.decisions.windows import WindowState
 from stillfit.loop.pending import Judged, Pending
 from stillfit.loop.plan import Lane, Plan, Redeploy
-from stillfit.loop.proposals import Proposal, Rows, Standing, climb, first_provenance
+from stillfit.loop.proposals import (
+    Proposal,
+    Rows,
+    Standing,
+    climb,
+    errors_of,
+    first_provenance,
+)
 from stillfit.loop.shelf import Shelf
 from stillfit.registry import Entry, Writer
-from stillfit.streams.store import LabelledStore, View
-from stillfit.updaters.contract import Learner
+from stillfit.streams.store import LabelledStore, View, is_held_out
+from stillfit.updaters.contract import Learner, Updater
+
+NO_FILL = np.iinfo(np.int64).min
 
 
 class Staged(NamedTuple):
@@ -89,6 +100,8 @@ class Deployment:
         self.held = False
         self.past = Past(change=0.0)
         self.requests, self.asked = 0, 0
+        self.unfit: list[str] = []
+        self.refit = 0
         self.news = False
         self.failed: dict[str, Failed] = {}
         self.broken: set[str] = set()
@@ -108,10 +121,11 @@ class Deployment:
             self.remembered[str(condition)] = self.serving
         self.terms[self.serving] = Term(str(nominal.conditions[0]))
         self._calibrate(nominal, nominal, "begin", now)
-        for name, rung in self.lane.rungs.items():
-            if not isinstance(rung, Redeploy):
-                rng = self._rng("begin", name)
-                self.learners[name] = rung.begin(self.shelf.get(self.serving), nominal, rng=rng)
+        training = self._training(nominal)
+        for name, rung in self._updaters():
+            rng, first = self._rng("begin", name), self.shelf.get(self.serving)
+            begun = self._guarded(name, now, rung.begin, first, training, kind="updater", rng=rng)
+            self.learners[name] = {} if begun is None else begun
 
     # -- serve and watch --------------------------------------------------------------------------
 
@@ -145,22 +159,33 @@ class Deployment:
             )
             if found is not None:
                 self._watch[place] = found[0]
-                self._note(found[1])
+                self._note(found[1], block.time)
 
     # -- labels -----------------------------------------------------------------------------------
 
-    def learn(self, examples: Examples, training: Examples, now: float, fill: int | None) -> None:
-        """Late labels: judge what was served, feed monitors, probation and learners."""
+    def learn(self, examples: Examples, fills: NDArray[np.int64], batch: int, now: float) -> None:
+        """Late labels: judge what was served, feed monitors, probation and learners.
+
+        `fills`: the number of the fill of each event, `NO_FILL` where it is not known; `batch`:
+        which labels of the stream these are, the same in every lane.
+        """
         for judged in self.pending.find(examples.ids):
             rows = examples.take(judged.rows)
             task = self.shelf.get(judged.version).task
             errors = task.errors(judged.predictive, judged.outputs, rows.targets)["error"]
-            self._journal_performance(judged, rows, now, fill)
+            for fill, part in stretches(rows.conditions, fills[judged.rows]):
+                self._journal_performance(judged.take(part), rows.take(part), fill, batch, now)
             for condition in np.unique(rows.conditions):
                 self.remembered.setdefault(str(condition), judged.version)
             self.news = True
             if judged.version != self.serving:
                 continue  # labels of a version that is gone say nothing about the present one
+            if self.previous is not None and rows.times[0] <= self.past.change:
+                # Nor do those of the time before, where the version served once already.
+                lately = rows.times > self.past.change
+                rows, errors = rows.take(lately), errors[lately]
+                if not len(rows):
+                    continue
             for place, monitor in enumerate(self.lane.errors):
                 state = self._errors[place]
                 found = self._guarded(
@@ -174,16 +199,32 @@ class Deployment:
                 )
                 if found is not None:
                     self._errors[place] = found[0]
-                    self._note(found[1])
+                    self._note(found[1], now)
             if self.baking is not None and self.previous is not None:
-                old = self.shelf.get(self.previous).errors(rows)["error"]
+                old = errors_of(self.shelf.get(self.previous), rows)
                 self.baking = self.lane.probation.step(self.baking, errors, old)
+        training = self._training(examples)
         if not len(training):
             return
-        for name, rung in self.lane.rungs.items():
-            if not isinstance(rung, Redeploy):
-                rng = self._rng("observe", name, int(training.ids[0]))
-                self.learners[name] = rung.observe(self.learners[name], training, rng=rng)
+        for name, rung in self._updaters():
+            rng = self._rng("observe", name, batch)
+            before = self.learners[name]
+            after = self._guarded(
+                name, now, rung.observe, before, training, kind="updater", rng=rng
+            )
+            self.learners[name] = before if after is None else after
+
+    def _updaters(self) -> list[tuple[str, Updater]]:
+        return [(n, rung) for n, rung in self.lane.rungs.items() if not isinstance(rung, Redeploy)]
+
+    def _training(self, examples: Examples) -> Examples:
+        """What updaters may see: nothing that gates judge on, nor of a condition without weight."""
+        rules = self.plan.keeping
+        keep = ~is_held_out(examples.ids, rules.held_out, rules.seed, rules.stretch)
+        for name, weight in rules.weights.items():
+            if weight == 0:
+                keep &= examples.conditions != name
+        return examples if keep.all() else examples.take(np.flatnonzero(keep))
 
     # -- decide -----------------------------------------------------------------------------------
 
@@ -191,11 +232,15 @@ class Deployment:
         """Judge the probation; ask the policy; on a request, climb the ladder."""
         if self.baking is not None:
             self._bake(now)
+        self._refit(store, now)
         idle = self.staged is None and self.baking is None and not self.held
         # Without new labels nothing could be learned or judged that was not before.
         if not idle or self.lane.ladder is None or not self.news:
             return
-        request = self.lane.policy.ask(list(self.evidence.values()), now=now, past=self.past)
+        policy, evidence = self.lane.policy, list(self.evidence.values())
+        request = self._guarded(
+            policy.name, now, partial(policy.ask, evidence, now=now, past=self.past), kind="policy"
+        )
         if request is None or not self._worth_asking(store):
             return
         rows = select(self.lane, store, request.since)
@@ -227,7 +272,10 @@ class Deployment:
         )
         if proposal is None or proposal.candidate is None:
             seen = store.seen.get(rows.condition, 0)
-            self._give_up(rows, step.because, seen, not any(early), now)
+            if self._give_up(rows, step.because, seen, counts=not any(early), now=now):
+                self.terms[self.serving] = Term(rows.condition, request.since)
+                self._refer(store, "as-is", now)
+                self.evidence = {}
         else:
             self._stage(proposal, rows, request.since, now)
 
@@ -372,10 +420,24 @@ class Deployment:
             self.terms[self.serving] = before._replace(until=since)
         self.terms[version] = Term(condition, since)
 
-    def _refer(self, store: LabelledStore, why: str, now: float) -> None:
+    def _refer(
+        self, store: LabelledStore, why: str, now: float, only: Collection[str] | None = None
+    ) -> None:
         """Hold the monitors to the level of the serving version on what it was chosen for."""
-        fresh, new = present(self.lane, store, self.terms[self.serving])
-        self._calibrate(in_order([new, fresh]), new if len(new) else fresh, why, now)
+        term = self.terms[self.serving]
+        fresh, new = present(self.lane, store, term)
+        self._calibrate(in_order([new, fresh]), new if len(new) else fresh, why, now, only)
+        self.refit = store.seen.get(term.condition, 0) + max(len(fresh) + len(new), 1)
+
+    def _refit(self, store: LabelledStore, now: float) -> None:
+        """Try again to give a reference to monitors that had too few labels for it.
+
+        Whenever the labels have doubled, unless an alarm stands, whose cause would be the level.
+        """
+        seen = store.seen.get(self.terms[self.serving].condition, 0)
+        alarm = any(found.raised for found in self.evidence.values())
+        if self.unfit and seen >= self.refit and not alarm:
+            self._refer(store, "refit", now, only=self.unfit)
 
     def _stage(self, proposal: Proposal, rows: Rows, since: float | None, now: float) -> None:
         candidate = proposal.candidate
@@ -402,10 +464,10 @@ class Deployment:
                       update_class=candidate.update_class, verdicts=verdicts,
                       parent=self.serving, labelled_events=candidate.cost.examples)  # fmt: skip
 
-    def _give_up(self, rows: Rows, because: str, seen: int, counts: bool, now: float) -> None:
+    def _give_up(self, rows: Rows, because: str, seen: int, *, counts: bool, now: float) -> bool:
         """No rung convinced: a person is called, and after some tries the level is taken as is.
 
-        Then a monitor must see it get worse again, from that level, before anything is asked for.
+        Then (the answer) a monitor must see it get worse from there before anything is asked for.
         """
         tries = self.failed.get(rows.condition, Failed(0, 0, 0)).tries + counts
         last = tries >= self.lane.tries
@@ -413,22 +475,35 @@ class Deployment:
         self.failed[rows.condition] = Failed(0 if last else tries, read, seen)
         self._journal("call", now, because=because, condition=rows.condition, tries=tries,
                       taken_as_is=last)  # fmt: skip
-        if last:
-            whole = in_order([rows.new, rows.fresh])
-            self._calibrate(whole, rows.new if len(rows.new) else rows.fresh, "as-is", now)
-            self.evidence = {}
+        return last
 
-    def _calibrate(self, examples: Examples, judged: Examples, why: str, now: float) -> None:
+    def _calibrate(
+        self,
+        examples: Examples,
+        judged: Examples,
+        why: str,
+        now: float,
+        only: Collection[str] | None = None,
+    ) -> None:
         """Give the monitors a reference: how the serving version answers `examples`, errs on
-        `judged`. A monitor that cannot be given one says nothing, which beats an old one.
+        `judged`. One that cannot be given any says nothing, which beats an old reference.
         """
-        self._watch = [monitor.init() for monitor in self.lane.watch]
-        self._errors = [monitor.init() for monitor in self.lane.errors]
-        if not len(examples):
+        self.unfit = [name for name in self.lane.monitors if only is None or name in only]
+        self._watch = [
+            monitor.init() if monitor.name in self.unfit else state
+            for monitor, state in zip(self.lane.watch, self._watch, strict=True)
+        ]
+        self._errors = [
+            monitor.init() if monitor.name in self.unfit else state
+            for monitor, state in zip(self.lane.errors, self._errors, strict=True)
+        ]
+        if not len(examples) or not self.unfit:
             return
         model = self.shelf.get(self.serving)
         served = model.serve(self.serving, examples.inputs)
         for place, monitor in enumerate(self.lane.watch):
+            if monitor.name not in self.unfit:
+                continue
             fitted = self._guarded(
                 monitor.name,
                 now,
@@ -440,8 +515,11 @@ class Deployment:
             )
             if fitted is not None:
                 self._watch[place] = fitted
+                self._has_reference(monitor.name)
         errors = model.errors(judged)["error"]
         for place, label_monitor in enumerate(self.lane.errors):
+            if label_monitor.name not in self.unfit:
+                continue
             fitted = self._guarded(
                 label_monitor.name,
                 now,
@@ -452,44 +530,55 @@ class Deployment:
             )
             if fitted is not None:
                 self._errors[place] = fitted
+                self._has_reference(label_monitor.name)
+
+    def _has_reference(self, name: str) -> None:
+        self.unfit.remove(name)
+        self.broken.discard(name)
 
     def _guarded(
-        self, name: str, now: float, step: Callable[..., Any], *args: Any, **knobs: Any
+        self,
+        name: str,
+        now: float,
+        step: Callable[..., Any],
+        *args: Any,
+        kind: str = "monitor",
+        **knobs: Any,
     ) -> Any:
-        """A monitor that fails is journaled once and never stops serving or causes a change."""
+        """A part that fails is journaled once and never stops serving or causes a change."""
         try:
             return step(*args, **knobs)
-        except Exception as error:  # noqa: BLE001  (whatever a monitor does, serving goes on)
+        except Exception as error:  # noqa: BLE001  (whatever a part does, serving goes on)
             self.evidence.pop(name, None)
             if name not in self.broken:
                 self.broken.add(name)
-                because = f"{name} failed and is left aside: {type(error).__name__}: {error}"
-                self._journal("monitor-failed", max(now, self.past.change), because=because)
+                because = f"{name} failed and is passed over: {type(error).__name__}: {error}"
+                self._journal(f"{kind}-failed", max(now, self.past.change), because=because)
             return None
 
-    def _note(self, found: Evidence) -> None:
+    def _note(self, found: Evidence, now: float) -> None:
         """Keep the newest evidence; journal when an alarm rises or ends."""
         before = self.evidence.get(found.monitor)
         self.evidence[found.monitor] = found
         if found.raised != (before is not None and before.raised):
             kind = "alarm" if found.raised else "clear"
-            self._journal(kind, found.time, because=found.because, monitor=found.monitor,
+            self._journal(kind, now, because=found.because, monitor=found.monitor,
                           value=found.value, threshold=found.threshold, n=found.n,
                           since=found.since, age=found.age)  # fmt: skip
 
     def _journal_performance(
-        self, judged: Judged, rows: Examples, now: float, fill: int | None
+        self, judged: Judged, rows: Examples, fill: int | None, batch: int, now: float
     ) -> None:
         task = self.shelf.get(judged.version).task
         figures = task.summarise(judged.predictive, judged.outputs, rows.targets)
-        names = sorted({str(name) for name in rows.conditions})
         bins: list[dict[str, float]] = []
         if isinstance(judged.predictive, Predictive):
             truth = np.asarray(rows.targets[task.target], np.float64)
             bins = reliability(judged.predictive.std, np.abs(judged.predictive.mean - truth))
         self._journal("performance", now, version=judged.version, fill=fill, n=len(rows),
-                      condition="+".join(names), figures=figures, reliability=bins,
-                      first=float(rows.times[0]), last=float(rows.times[-1]))  # fmt: skip
+                      condition=str(rows.conditions[0]), figures=figures, reliability=bins,
+                      first=float(rows.times[0]), last=float(rows.times[-1]),
+                      batch=batch)  # fmt: skip
 
     def _journal_proposal(self, proposal: Proposal, now: float) -> None:
         tried = proposal.tried
@@ -530,6 +619,8 @@ class Deployment:
             "requests": self.requests,
             "news": self.news,
             "asked": self.asked,
+            "unfit": self.unfit,
+            "refit": self.refit,
             "failed": {condition: list(failed) for condition, failed in self.failed.items()},
             "broken": sorted(self.broken),
             "evidence": [dataclasses.asdict(found) for found in self.evidence.values()],
@@ -554,6 +645,7 @@ class Deployment:
         self.past = Past(change, -np.inf if request is None else request, events)
         self.requests, self.asked = state["requests"], state["asked"]
         self.news = state["news"]
+        self.unfit, self.refit = list(state["unfit"]), state["refit"]
         self.failed = {name: Failed(*failed) for name, failed in state["failed"].items()}
         self.broken = set(state["broken"])
         self.evidence = {found["monitor"]: Evidence(**found) for found in state["evidence"]}
@@ -622,6 +714,22 @@ def in_order(parts: list[Examples]) -> Examples:
     """All parts as one, in order of event ids, which is that of time."""
     joined = Examples.join(parts)
     return joined.take(np.argsort(joined.ids, kind="stable")) if len(joined) else joined
+
+
+def stretches(
+    conditions: NDArray[np.str_], fills: NDArray[np.int64]
+) -> list[tuple[int | None, NDArray[np.int64]]]:
+    """Where the events of each fill and condition are, with the number of the fill if known."""
+    _, names = np.unique(conditions, return_inverse=True)
+    pairs = np.stack([names.reshape(-1), fills])
+    kinds, first, which = np.unique(pairs, axis=1, return_index=True, return_inverse=True)
+    return [
+        (
+            None if kinds[1, kind] == NO_FILL else int(kinds[1, kind]),
+            np.flatnonzero(which.reshape(-1) == kind),
+        )
+        for kind in np.argsort(first)
+    ]
 
 
 def reliability(std: Array, away: Array, bins: int = 5) -> list[dict[str, float]]:

@@ -29,6 +29,17 @@ class Judged:
     predictive: Predictive | Categorical
     outputs: Arrays
 
+    def take(self, places: NDArray[np.int64]) -> Judged:
+        """Some of them, by their places here."""
+        if len(places) == len(self.rows):
+            return self
+        return Judged(
+            self.version,
+            self.rows[places],
+            self.predictive.take(places),
+            take(self.outputs, places),
+        )
+
 
 class Pending:
     """Predictions by event id, in order; what is older than the oldest waiting event is dropped."""

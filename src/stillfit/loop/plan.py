@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from stillfit.core.arrays import names_of
 from stillfit.core.errors import ConfigError
 from stillfit.core.events import Examples
 from stillfit.core.seeds import Seeds
@@ -59,6 +60,28 @@ class Lane:
     fresh: int = 4000
     judged: int = 2000
     tries: int = 2
+
+    def __post_init__(self) -> None:
+        names = [*self.monitors, self.policy.name, *self.rungs]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ConfigError(
+                f"lane {self.name!r} has several parts named {names_of(twice)}; give each monitor, "
+                "policy and rung a name of its own, by which the journal knows it"
+            )
+        for name in self.rungs:
+            if "/" in name:
+                raise ConfigError(f"a rung cannot be named {name!r}: '/' divides names in files")
+        if self.fresh < 1 or self.judged < 1 or self.tries < 1:
+            raise ConfigError(
+                f"fresh, judged and tries must be at least 1, got {self.fresh}, {self.judged} and "
+                f"{self.tries}"
+            )
+
+    @property
+    def monitors(self) -> list[str]:
+        """Names of all monitors."""
+        return [m.name for m in self.watch] + [m.name for m in self.errors]
 
     @property
     def ladder(self) -> Ladder | None:

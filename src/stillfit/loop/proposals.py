@@ -172,13 +172,13 @@ def judge(
     incumbent = shelf.get(standing.serving)
     model = candidate.model
     old = {
-        name: Paired(candidate=_errors(model, held), incumbent=_errors(incumbent, held))
+        name: Paired(candidate=errors_of(model, held), incumbent=errors_of(incumbent, held))
         for name, held in rows.old.items()
     }
     stored = {
         name: Stored(
             version=standing.remembered[name],
-            errors=_errors(shelf.get(standing.remembered[name]), held),
+            errors=errors_of(shelf.get(standing.remembered[name]), held),
             update_class=shelf.reach(candidate.update_class, standing.remembered[name]),
         )
         for name, held in rows.old.items()
@@ -196,7 +196,7 @@ def judge(
     return all_pass(
         lane.gates,
         Trial(
-            new=Paired(candidate=new_errors, incumbent=_errors(incumbent, rows.new)),
+            new=Paired(candidate=new_errors, incumbent=errors_of(incumbent, rows.new)),
             old=old,
             stored=stored,
             predictive=predictive,
@@ -207,7 +207,7 @@ def judge(
     )
 
 
-def _errors(model: Model, examples: Examples) -> np.ndarray:
+def errors_of(model: Model, examples: Examples) -> np.ndarray:
     """The headline error of each event; NaN for all where the network's output is unusable."""
     if not len(examples):
         return np.zeros(0)
@@ -219,7 +219,7 @@ def _errors(model: Model, examples: Examples) -> np.ndarray:
 
 def _mean(model: Model, examples: Examples) -> float:
     """Mean headline error, infinite where it cannot be told."""
-    mean = float(_errors(model, examples).mean())
+    mean = float(errors_of(model, examples).mean())
     return mean if np.isfinite(mean) else np.inf
 
 

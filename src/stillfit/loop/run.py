@@ -6,19 +6,22 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stillfit.core.arrays import Array, flatten, n_bytes, unflatten
 from stillfit.core.clock import Clock
 from stillfit.core.errors import RegistryError
 from stillfit.core.events import Block, Event, Examples, Labels, Notice
 from stillfit.core.values import Served
 from stillfit.decisions.windows import WindowState
-from stillfit.loop.deployment import Deployment
+from stillfit.loop.deployment import NO_FILL, Deployment
 from stillfit.loop.plan import Plan
 from stillfit.loop.shelf import Shelf
 from stillfit.registry import Checkpoint, Entry, Registry
 from stillfit.streams.contract import Stream
 from stillfit.streams.joining import Joiner
-from stillfit.streams.store import LabelledStore, is_held_out
+from stillfit.streams.store import LabelledStore
 
 
 class Step(NamedTuple):
@@ -60,9 +63,9 @@ def run(stream: Stream, plan: Plan, registry: Registry) -> Iterator[Step]:
                         lane.watch(event, served[lane.name])
                         lane.pending.forget_before(house.joiner.oldest)
                 case Labels():
-                    examples, training, fill = house.join(event)
+                    examples, fills = house.join(event)
                     for lane in house.lanes:
-                        lane.learn(examples, training, now, fill)
+                        lane.learn(examples, fills, house.position, now)
                         lane.pending.forget_before(house.joiner.oldest)
             for lane in house.lanes:
                 lane.obey(now, house.store)
@@ -145,17 +148,14 @@ class House:
         kept = [b for b in self.joiner.blocks() if b.ids[-1] == block.ids[-1]]
         return kept[0] if kept else block.take(slice(0, 0))
 
-    def join(self, labels: Labels) -> tuple[Examples, Examples, int | None]:
-        """Labels with their events: all, those that updaters may see, and the fill they are of."""
+    def join(self, labels: Labels) -> tuple[Examples, NDArray[np.int64]]:
+        """Labels with their events, and the number of the fill of each."""
         examples = self.joiner.join(labels)
-        if not len(examples):
-            return examples, examples, None
         rng = self.plan.seeds.rng("store", self.position)
         self.store = self.store.add(examples, rng)
-        rules = self.plan.keeping
-        out = is_held_out(examples.ids, rules.held_out, rules.seed, rules.stretch)
-        fill = next((n for t, n in reversed(self.starts) if t <= examples.times[0]), None)
-        return examples, examples.take(~out), fill
+        begin = np.array([-np.inf, *(time for time, _ in self.starts)])
+        numbers = np.array([NO_FILL, *(fill for _, fill in self.starts)], np.int64)
+        return examples, numbers[np.searchsorted(begin, examples.times, side="right") - 1]
 
     def end(self) -> None:
         """At the end of the stream: the last decision, and what the run came to; once only."""
