@@ -153,5 +153,6 @@ def count_macs(network: nn.Module) -> int:
         if isinstance(module, nn.Linear):
             total += module.in_features * module.out_features
         elif isinstance(module, nn.Conv1d):
-            total += module.kernel_size[0] * module.in_channels * module.out_channels
+            taps = module.kernel_size[0] * module.in_channels // module.groups
+            total += taps * module.out_channels
     return total

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stillfit.core.errors import ConfigError
+from stillfit.core.errors import ConfigError, ShapeError
 
 
 class Standardise(nn.Module):
@@ -30,9 +30,12 @@ class Standardise(nn.Module):
 
     def set_from(self, x: NDArray[np.float32]) -> None:
         """Take mean and deviation from rows (n, features); a constant feature keeps std 1."""
-        std = x.std(0)
-        self.mean.copy_(torch.from_numpy(x.mean(0)))
-        self.std.copy_(torch.from_numpy(np.where(std > 0, std, 1).astype(np.float32)))
+        mean = x.mean(0, dtype=np.float64)
+        std = x.std(0, dtype=np.float64)
+        # A deviation that float32 cannot tell from rounding is none: dividing by it would blow up.
+        std = np.where(std > 1e-6 * np.abs(mean), std, 1)
+        self.mean.copy_(torch.from_numpy(mean.astype(np.float32)))
+        self.std.copy_(torch.from_numpy(std.astype(np.float32)))
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
@@ -65,8 +68,9 @@ class MLP(nn.Module):
         assert isinstance(scale, Standardise)
         scale.set_from(x)
         if y is not None and self.regression:
-            self.target_mean.fill_(float(y.mean()))
-            self.target_std.fill_(float(y.std()) or 1.0)
+            mean, std = float(y.mean()), float(y.std())
+            self.target_mean.fill_(mean)
+            self.target_std.fill_(std if std > 1e-6 * abs(mean) else 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layers(x)
@@ -93,7 +97,13 @@ class WithNoise(nn.Module):
             self.log_variance.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = self.network(x).reshape(-1)
+        out: Tensor = self.network(x)
+        mean = out.reshape(-1)
+        if len(mean) != len(x):
+            raise ShapeError(
+                f"WithNoise needs a network of one output per event, but {len(x)} events gave "
+                f"{tuple(out.shape)}; a network of two outputs states its own noise"
+            )
         return torch.stack([mean, self.log_variance.expand_as(mean)], 1)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stillfit.core.arrays import Array, Arrays, Ragged, names_of
-from stillfit.core.errors import ShapeError
+from stillfit.core.errors import DataError, ShapeError
 from stillfit.core.events import Examples
 from stillfit.core.predictive import Categorical, Mixture, Predictive
 from stillfit.models.networks import WithNoise, reinitialised
@@ -81,7 +81,8 @@ def matrix(inputs: Arrays, names: tuple[str, ...]) -> Array:
         column = inputs[name]
         if isinstance(column, Ragged):
             raise ShapeError(f"feature {name!r} is ragged; this task takes one number per event")
-        columns.append(np.asarray(column, np.float32).reshape(len(column), -1))
+        width = int(np.prod(column.shape[1:]))
+        columns.append(np.asarray(column, np.float32).reshape(len(column), width))
     return np.concatenate(columns, axis=1)
 
 
@@ -104,7 +105,7 @@ class Regression:
         return _rescaled(
             reinitialised(network, seed),
             matrix(examples.inputs, self.features),
-            np.asarray(examples.targets[self.target], np.float64),
+            truth(examples.targets, self.target),
         )
 
     def loss(self, network: nn.Module, inputs: Tensors, targets: Tensors) -> Tensor:
@@ -123,14 +124,14 @@ class Regression:
         self, predictive: Predictive | Categorical, outputs: Arrays, targets: Arrays
     ) -> dict[str, NDArray[np.float64]]:
         assert isinstance(predictive, Predictive)
-        away = np.abs(predictive.mean - np.asarray(targets[self.target], np.float64))
+        away = np.abs(predictive.mean - truth(targets, self.target))
         return {"error": away, "squared": away**2}
 
     def summarise(
         self, predictive: Predictive | Categorical, outputs: Arrays, targets: Arrays
     ) -> dict[str, float]:
         assert isinstance(predictive, Predictive)
-        y = np.asarray(targets[self.target], np.float64)
+        y = truth(targets, self.target)
         away = np.abs(predictive.mean - y)
         low, high = predictive.interval(0.9)
         return {
@@ -185,7 +186,7 @@ class Classification:
         self, predictive: Predictive | Categorical, outputs: Arrays, targets: Arrays
     ) -> dict[str, NDArray[np.float64]]:
         assert isinstance(predictive, Categorical)
-        y = np.asarray(targets[self.target], np.int64)
+        y = truth(targets, self.target).astype(np.int64)
         wrong = (predictive.probabilities.argmax(1) != y).astype(np.float64)
         return {"error": wrong, "log_loss": -predictive.log_prob(y)}
 
@@ -208,6 +209,19 @@ class Classification:
                 f"{tuple(out.shape)}"
             )
         return out
+
+
+def truth(targets: Arrays, name: str) -> NDArray[np.float64]:
+    """The named target, one number per event, shape (n,)."""
+    column = targets.get(name)
+    if column is None:
+        raise DataError(
+            f"the labels lack the target {name!r}; they hold {names_of(targets)}: "
+            "is the target named as in the run file?"
+        )
+    if isinstance(column, Ragged) or column.ndim != 1:
+        raise ShapeError(f"the target {name!r} must be one number per event")
+    return np.asarray(column, np.float64)
 
 
 @runtime_checkable

@@ -83,7 +83,9 @@ def train(
     """Train `model.network` in place; yields the loss of each step.
 
     `draw(step)` gives prepared inputs and targets of a batch. `penalty(network)` is added to the
-    loss. `rates`: factors on the learning rate by prefix of the parameter's name; 0 freezes.
+    loss. `rates`: factors on the learning rate by prefix of the parameter's name, of which the
+    longest counts; 0 freezes. What the network itself draws (dropout) comes from torch's global
+    generator: seed it around, as `stillfit.updaters` do.
     A loss that is not finite ends the training: the gates will see a candidate that is no better.
     """
     network = model.network
@@ -120,7 +122,8 @@ def train(
 def _groups(network: nn.Module, rate: float, rates: dict[str, float]) -> list[dict[str, Any]]:
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
-        factor = next((f for prefix, f in rates.items() if name.startswith(prefix)), 1.0)
+        prefix = max((p for p in rates if name.startswith(p)), key=len, default=None)
+        factor = 1.0 if prefix is None else rates[prefix]
         if factor and parameter.requires_grad:
             groups.setdefault(factor, []).append(parameter)
     if not groups:
