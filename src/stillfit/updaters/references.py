@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from stillfit.core.events import Examples
 from stillfit.core.values import Budget, Candidate
@@ -103,7 +104,10 @@ def _from_nothing(
     model = Model(network, serving.task, serving.architecture)
     share = updater.weight_of_new if isinstance(updater, Retrain) else 0.0
     steps = mixed_training(model, fresh, known, share, updater.schedule, rng)
-    return meter.finish(model, learner, [fresh, known], budget, steps=steps)
+    read = [known]
+    if share:  # fresh events mostly lie in the store too, and count once
+        read.append(fresh.take(~np.isin(fresh.ids, known.ids)))
+    return meter.finish(model, learner, read, budget, steps=steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +151,8 @@ def mixed_training(
     """Train in place on batches with a `share` from `fresh` and the rest from `old`.
 
     A share of 1, or no old events, is fine-tuning; a share of 0 trains on `old` alone. Returns
-    the number of steps taken, fewer than asked for when the loss diverged.
+    the number of steps taken, fewer than asked for when the loss diverged. The same `rng` gives
+    the same weights, also where the network draws numbers itself (dropout).
     """
     new_rows = round(share * schedule.batch) if len(old) else schedule.batch
     draws = []
@@ -155,5 +160,6 @@ def mixed_training(
         draws.append(shuffled(Prepared.of(model, fresh), new_rows, rng))
     if new_rows < schedule.batch:
         draws.append(shuffled(Prepared.of(model, old), schedule.batch - new_rows, rng))
-    losses = deque(train(model, joined(draws), schedule), maxlen=1)
-    return schedule.steps if losses and np.isfinite(losses[0]) else 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**62)))
+        return sum(math.isfinite(loss) for loss in train(model, joined(draws), schedule))
