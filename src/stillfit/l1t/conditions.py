@@ -185,8 +185,9 @@ class Conditions:
     z by twist * z: pT is wrong by charge. `radial_scale` (relative) is the barrel's radii as
     reported over true: tracks with stubs in barrel and disks are biased in z0.
 
-    Resolution: factors on the single-hit resolution, both coordinates, of PS modules in the
-    barrel, in the disks, and of 2S modules. Fit weights stay nominal, as the firmware's do.
+    Resolution: `barrel_ps_resolution` and `disk_ps_resolution` are factors on the single-hit
+    resolution in both coordinates, `two_s_resolution` in r-phi only (strips keep their length).
+    Fit weights stay nominal, as the firmware's do.
 
     Fakes: `noise` is a factor on the density of unrelated stubs, which spoil true tracks and
     complete fakes; `fake_scale` a factor on the number of wrong seeds; `good_fakes` adds fakes

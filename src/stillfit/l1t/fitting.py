@@ -151,7 +151,7 @@ def pattern(m: Any, hits: Any, at: Any) -> Any:
     for i in range(m):
         layer = at[LAYER, i]
         bits |= 1 << layer
-        slots |= 1 << min(at[SLOT, i], 6)
+        slots |= 1 << at[SLOT, i]
         n_ps += 1 if sort(layer, hits[R, i]) < 2 else 0
     pairs = bits & (bits >> 1)
     mixed = (bits >> 6) & 1 and bits & 0b11

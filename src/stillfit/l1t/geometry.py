@@ -220,10 +220,7 @@ def detector(conditions: Conditions) -> Detector:
                     PS_PITCH * conditions.disk_ps_resolution,
                     PS_LENGTH * conditions.disk_ps_resolution,
                 ),
-                (
-                    TWO_S_PITCH * conditions.two_s_resolution,
-                    TWO_S_LENGTH * conditions.two_s_resolution,
-                ),
+                (TWO_S_PITCH * conditions.two_s_resolution, TWO_S_LENGTH),
             ]
         ),
         knobs=Knobs(
