@@ -149,7 +149,7 @@ def test_a_strong_penalty_holds_the_weights():
     draw = shuffled(Prepared.of(shown, examples()), 50, np.random.default_rng(0))
     run(shown, draw, Schedule(steps=100, rate=0.01), penalty=penalty)
     for parameter, first in zip(shown.network.parameters(), anchor, strict=True):
-        assert float((parameter - first).abs().max()) < 0.01
+        assert (parameter - first).abs().max().item() < 0.01
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_with_finite_weights():
