@@ -358,6 +358,17 @@ def test_the_same_seed_gives_the_same_tracks_however_events_are_cut():
     assert not np.array_equal(other.counts, whole.counts)
 
 
+def test_more_tracks_than_room_was_made_for_are_all_kept():
+    particles = gun(30, 460, np.random.default_rng(23), kind=2)
+    flood = Conditions(noise=3.0, fake_scale=10.0)
+    whole = simulate(particles, flood, np.random.default_rng(24))
+    assert len(whole.pt) > 2 * len(particles.pt)  # room is made for 0.6 tracks per particle
+    rng = np.random.default_rng(24)
+    parts = [simulate(cut(particles, i, i + 1), flood, rng) for i in range(30)]
+    np.testing.assert_array_equal(whole.z0, np.concatenate([part.z0 for part in parts]))
+    assert [len(part.pt) for part in parts] == whole.counts.tolist()
+
+
 def test_simulation_leaves_its_input_alone_and_takes_empty_events():
     particles = gun(4, 5, np.random.default_rng(21))
     before = {f.name: np.copy(getattr(particles, f.name)) for f in dataclasses.fields(particles)}

@@ -11,12 +11,12 @@ from stillfit.core.arrays import first_bad
 from stillfit.core.errors import DataError, ShapeError
 from stillfit.l1t import event_loop, geometry, quality
 from stillfit.l1t.conditions import Conditions
-from stillfit.l1t.fitting import Out
+from stillfit.l1t.fitting import Out, grown
 from stillfit.l1t.tracks import INPUTS, Tracks
 
 __all__ = ["INPUTS", "Particles", "Tracks", "simulate"]
 
-_CHUNK = 500  # events at a time: keeps the buffers in the cache
+_TRACKS_PER_PARTICLE = 0.6  # 0.45 at nominal conditions
 
 
 class Particles(Protocol):
@@ -58,26 +58,16 @@ def simulate(particles: Particles, conditions: Conditions, rng: np.random.Genera
     detector = geometry.detector(conditions)
     seeds = rng.integers(0, 2**64, len(particles.pv_z), np.uint64)
     offsets = particles.offsets
-    parts: list[Out] = []
-    counts: list[NDArray[np.int64]] = []
-    for first in range(0, len(seeds), _CHUNK):
-        last = min(first + _CHUNK, len(seeds))
-        capacity = 1000 + int(offsets[last] - offsets[first])
-        ends = np.empty(last - first, np.int64)
-        while True:
-            out = Out.empty(capacity)
-            if event_loop.run(_flat(particles), first, last, seeds, detector, out, ends):
-                break
-            capacity *= 2
-        parts.append(Out(**{name: getattr(out, name)[: ends[-1]] for name in Out._fields}))
-        counts.append(np.diff(ends, prepend=0))
-    total = np.zeros(len(seeds) + 1, np.int64)
-    np.cumsum(np.concatenate([total[:0], *counts]), out=total[1:])
-    empty = Out.empty(0)
-    columns = {
-        name: np.concatenate([getattr(empty, name), *(getattr(part, name) for part in parts)])
-        for name in Out._fields
-    }
+    # Memory that is never written costs nothing, so room is given generously and kept.
+    out = Out.empty(1000 + int(_TRACKS_PER_PARTICLE * offsets[-1]))
+    ends = np.zeros(len(seeds), np.int64)
+    done = 0
+    while done < len(seeds):
+        done = event_loop.run(_flat(particles), done, seeds, detector, out, ends)
+        if done < len(seeds):
+            out = grown(out, 2 * len(out.pt))
+    total = np.concatenate([np.zeros(1, np.int64), ends])
+    columns = {name: getattr(out, name)[: total[-1]] for name in Out._fields}
     found = _Fitted(**{name: columns[name] for name in _Fitted._fields})
     mva = quality.probability(found)
     word = quality.index(mva)

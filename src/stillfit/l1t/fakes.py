@@ -87,6 +87,7 @@ def complete(
     secondary: Any,
     occupancy: Any,
     bound: Any,
+    by_chance: Any,
     hits: Any,
     at: Any,
     tail: Any,
@@ -98,9 +99,9 @@ def complete(
     """Stubs of a wrong seed along its `n` crossings, 0 if it is not completed.
 
     `bound`: the number by which the rate of seeds was multiplied; this seed is accepted with
-    probability (chance of completion) / `bound`. `tail[i, k]`, k = 0..2: chance of at least k
-    stubs in the crossings from i on; `tail[i, 3]`: chance of a stub at i, `tail[i, 4]`: of a true
-    one. At 0..2 of 7 crossings, exact and cheaper than trying.
+    probability (chance of completion) / `bound`. `by_chance`: chance of an unrelated stub in each
+    layer at rate 1. `tail[i, k]`, k = 0..2: chance of at least k stubs in the crossings from i on;
+    `tail[i, 3]`: chance of a stub at i, `tail[i, 4]`: of a true one.
     """
     if n < 4:
         return 0
@@ -114,7 +115,10 @@ def complete(
             seeded *= efficiency * rate
         else:
             true = efficiency * _TRUE if secondary else 0.0
-            unrelated = efficiency * (1.0 - math.exp(-WRONG[at[LAYER, i]] * rate * occupancy))
+            unrelated = by_chance[at[LAYER, i]]
+            if rate != 1.0:
+                unrelated = 1.0 - math.exp(-WRONG[at[LAYER, i]] * rate * occupancy)
+            unrelated *= efficiency
             chance = true + (1.0 - true) * unrelated
         tail[i, 0] = 1.0
         tail[i, 1] = chance + (1.0 - chance) * tail[i + 1, 1]

@@ -83,6 +83,15 @@ class Out(NamedTuple):
         )
 
 
+def grown(out: Out, size: int) -> Out:
+    """The same tracks with room for `size`."""
+    more = Out.empty(size)
+    for name in Out._fields:
+        old = getattr(out, name)
+        getattr(more, name)[: len(old)] = old
+    return more
+
+
 @njit(nogil=True, error_model="numpy")
 def fit(m: Any, kappa: Any, hits: Any) -> Any:
     """Weighted fits of the residuals of `m` stubs.

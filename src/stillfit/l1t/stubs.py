@@ -165,7 +165,7 @@ def measure(
 
         thickness = cosh * per_q
         depth += _LAMBDA_LAYER * thickness
-        if fate < depth:
+        if fate < depth or i == n - 1:
             break
         x0 = _X0[which] * thickness
         kick = pull * math.sqrt(x0)
