@@ -66,9 +66,10 @@ class Pattern(nn.Module):
     """Symmetric three-tap filter [side, middle, side] with ReLU, and the position read from it.
 
     Training: soft arg-max, the mean of the bin centres under softmax(score / `temperature`).
-    Inference: arg-max with the firmware's tie-break, then the mean of the three bin centres
-    around it, weighted by the histogram; `bias` (cm) is added to both. The scale of the position
-    is fixed at 1: with it free, training drifts along a flat direction.
+    Inference: arg-max with the firmware's tie-break, then the mean of the five bin centres
+    around it, weighted by the histogram (tracks of one vertex spread over about five bins);
+    `bias` (cm) is added to both. The scale of the position is fixed at 1: with it free, training
+    drifts along a flat direction.
     """
 
     def __init__(self, temperature: float) -> None:
@@ -76,11 +77,18 @@ class Pattern(nn.Module):
         if not temperature > 0:
             raise ConfigError(f"temperature must be positive, got {temperature}")
         self.temperature = temperature
-        self.taps = nn.Parameter(torch.tensor([0.5, 1.0]))  # side, middle
-        self.bias = nn.Parameter(torch.zeros(()))
+        self.taps = nn.Parameter(torch.empty(2))  # side, middle
+        self.bias = nn.Parameter(torch.empty(()))
+        self.reset_parameters()
         self.register_buffer("centres", centre(torch.arange(BINS) + 0.5), persistent=False)
 
     centres: Tensor
+
+    def reset_parameters(self) -> None:
+        """A narrow peak, no bias."""
+        with torch.no_grad():
+            self.taps.copy_(torch.tensor([0.5, 1.0]))
+            self.bias.zero_()
 
     def scores(self, sums: Tensor) -> Tensor:
         """Filtered histogram (n, 256)."""
@@ -96,17 +104,17 @@ class Pattern(nn.Module):
         """The winning bin and its position.
 
         Features for the event's sigma: log(1 + score), the best score more than three bins away
-        relative to it, the winning window's share of all weight, the rms of the weight within
+        relative to it, the share of all weight in the five bins, the rms of the weight within
         three bins.
         """
         best = winner(scores)
         score = scores.gather(1, best[:, None])[:, 0]
         near = at_bins(sums, best, 3)
-        window = near[:, 2:5]
+        window = near[:, 1:6]
         total = window.sum(1)
         steps = torch.arange(-3.0, 4.0)
         tiny = 1e-6
-        lean = (window @ steps[2:5]) / total.clamp(min=tiny)
+        lean = (window @ steps[1:6]) / total.clamp(min=tiny)
         z0 = centre(best + 0.5 + lean) + self.bias
         away = (torch.arange(BINS) - best[:, None]).abs() > 3
         rival = (scores * away).amax(1)
@@ -127,11 +135,11 @@ class Pattern(nn.Module):
 
 
 class EventSigma(nn.Module):
-    """log sigma (cm) of each event's position from four features of the histogram, 4-8-1."""
+    """log sigma (cm) of each event's position from a few features of the histogram, n-8-1."""
 
-    def __init__(self) -> None:
+    def __init__(self, features: int = 4) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+        self.layers = nn.Sequential(nn.Linear(features, 8), nn.ReLU(), nn.Linear(8, 1))
 
     def forward(self, features: Tensor) -> Tensor:
         out: Tensor = self.layers(features.detach())[:, 0]
@@ -155,6 +163,23 @@ class HistogramNetwork(VertexFinder):
         sigma = torch.where(peak.score > 0, sigma, widest)
         association = torch.sigmoid(logits - self.calibration.threshold)
         return Found(peak.z0, sigma.double() ** 2, peak.score, association)
+
+
+class Head(nn.Linear):
+    """A linear layer whose outputs start near `start`, with weights of `shrink` times the usual.
+
+    A weight that starts at 0 behind its ReLU may never come alive.
+    """
+
+    def __init__(self, inputs: int, start: tuple[float, ...], shrink: float = 1.0) -> None:
+        self.start, self.shrink = start, shrink
+        super().__init__(inputs, len(start))
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        with torch.no_grad():
+            self.weight.mul_(self.shrink)
+            self.bias.mul_(self.shrink).add_(torch.tensor(self.start))
 
 
 def dense(*sizes: int) -> list[nn.Module]:
@@ -185,14 +210,11 @@ class E2E(HistogramNetwork):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.weight = nn.Sequential(*dense(3, 10, 10, 1), nn.ReLU())
+            hidden = nn.Sequential(*dense(3, 10, 10), nn.ReLU())
+            self.weight = nn.Sequential(*hidden, Head(10, (0.5,)), nn.ReLU())
             self.pattern = Pattern(temperature)
             self.associate = nn.Sequential(*dense(4, 20, 20, 1))
             self.sigma = EventSigma()
-        last = self.weight[-2]
-        assert isinstance(last, nn.Linear)
-        with torch.no_grad():
-            last.bias.add_(0.5)
         self.calibration = Calibration()
 
     @property

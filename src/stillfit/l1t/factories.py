@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from stillfit.l1t.adaptive import AdaptiveE2E
 from stillfit.l1t.e2e import E2E
 from stillfit.l1t.finders import FastHisto
 from stillfit.models.model import Factory
@@ -11,4 +12,5 @@ from stillfit.models.model import Factory
 FACTORIES: Mapping[str, Factory] = {
     "l1t.fasthisto": FastHisto,
     "l1t.e2e": E2E,
+    "l1t.adaptive": AdaptiveE2E,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from stillfit.core.arrays import Array
 from stillfit.core.errors import ConfigError
+from stillfit.core.events import Examples
+from stillfit.l1t.vertex import VertexTask
 from stillfit.l1t.vertexing import (
     BIN_WIDTH,
     BINS,
@@ -22,6 +24,7 @@ from stillfit.l1t.vertexing import (
     centre,
     histogram,
 )
+from stillfit.models.model import Architecture, Model
 from stillfit.models.tensors import RaggedTensor
 
 PT_SATURATION = 127.0  # GeV
@@ -127,6 +130,18 @@ class FastHisto(VertexFinder):
         closeness = window / (window + away * torch.exp(self.calibration.threshold))
         association = torch.where(good > 0, closeness, 0.49 * closeness)
         return Found(z0, variance, total.double(), association)
+
+
+def fasthisto_model(examples: Examples, **arguments: Any) -> Model:
+    """FastHisto as a model that serves in the loop, with the sigma that labelled events show.
+
+    sigma: the 68.27 % quantile of |z0 - true|, so that the stated interval holds what it says.
+    `arguments`: of `FastHisto`.
+    """
+    model = Model(FastHisto(**arguments), VertexTask(), Architecture("l1t.fasthisto", arguments))
+    away = model.errors(examples)["abs_dz"]
+    arguments = {**arguments, "sigma": float(np.round(np.quantile(away, 0.6827), 4))}
+    return Model(FastHisto(**arguments), model.task, Architecture("l1t.fasthisto", arguments))
 
 
 def passes(tracks: dict[str, Array]) -> NDArray[np.bool_]:

@@ -54,6 +54,8 @@ class Calibration(nn.Module):
     cm, taken from a track's z0 before anything else sees it. `threshold`: added to the logit at
     which a track is associated. `sigma_scale`: factor on the event's sigma; `track_sigma`: on the
     tracks' own sigma, by |eta| region (finders without one ignore it).
+
+    `trainable`: the z0 tables are parameters, for networks whose gradient reaches them.
     """
 
     z0_sector: Tensor
@@ -62,13 +64,24 @@ class Calibration(nn.Module):
     sigma_scale: Tensor
     track_sigma: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, *, trainable: bool = False) -> None:
         super().__init__()
-        self.register_buffer("z0_sector", torch.zeros(SECTOR_CELLS))
-        self.register_buffer("z0_barrel", torch.zeros(BARREL_CELLS))
+        for name, cells in (("z0_sector", SECTOR_CELLS), ("z0_barrel", BARREL_CELLS)):
+            if trainable:
+                self.register_parameter(name, nn.Parameter(torch.zeros(cells)))
+            else:
+                self.register_buffer(name, torch.zeros(cells))
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("sigma_scale", torch.ones(()))
         self.register_buffer("track_sigma", torch.ones(SIGMA_REGIONS))
+
+    def reset_parameters(self) -> None:
+        """Neutral again."""
+        with torch.no_grad():
+            for value in (self.z0_sector, self.z0_barrel, self.threshold):
+                value.zero_()
+            self.sigma_scale.fill_(1)
+            self.track_sigma.fill_(1)
 
     def place(self, x: Tensor) -> Tensor:
         """Corrected position of each track in bins, float32 (items,); bin 0 starts at 0."""
@@ -178,6 +191,21 @@ def histogram(tracks: RaggedTensor, bins: Tensor, weights: Tensor) -> Tensor:
     """
     flat = weights.new_zeros(tracks.n * BINS)
     return flat.index_add(0, tracks.events * BINS + bins, weights).reshape(tracks.n, BINS)
+
+
+def shared_histogram(tracks: RaggedTensor, place: Tensor, weights: Tensor) -> Tensor:
+    """The histogram with each weight shared by the two bins whose centres enclose its place.
+
+    `place`: (items,), in bins. The gradient flows to the weights and to the place.
+    """
+    low = torch.floor(place.detach() - 0.5)
+    part = place - 0.5 - low
+    index = low.long().clamp(-1, BINS - 1)
+    first = tracks.events * BINS
+    flat = weights.new_zeros(tracks.n * BINS)
+    flat = flat.index_add(0, first + index.clamp(min=0), weights * (1 - part))
+    flat = flat.index_add(0, first + (index + 1).clamp(max=BINS - 1), weights * part)
+    return flat.reshape(tracks.n, BINS)
 
 
 # Bins by distance to the middle of the histogram, the lower first: how firmware breaks ties.
