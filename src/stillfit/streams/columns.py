@@ -26,15 +26,18 @@ _CSV = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".csv.bz2", ".csv.zst")
 _NANOSECONDS = 1_000_000_000
 
 
-def files_of(path: Path) -> list[Path]:
-    """The file, or the files that match a pattern in its last part, in order of their names."""
+def files_of(path: Path, what: str) -> list[Path]:
+    """The file, or the files that match a pattern in its last part, in order of their names.
+
+    `what` says what was expected, for the `ConfigError` of a path that leads nowhere.
+    """
     if not any(sign in path.name for sign in "*?["):
         if not path.is_file():
-            raise ConfigError(f"there is no table {path}; give the path of a CSV or Parquet file")
+            raise ConfigError(f"there is no file {path}; give the path of {what}")
         return [path]
     files = sorted(file for file in path.parent.glob(path.name) if file.is_file())
     if not files:
-        raise ConfigError(f"no file matches {path}; is the pattern right?")
+        raise ConfigError(f"no file matches {path}; give the path of {what}")
     return files
 
 

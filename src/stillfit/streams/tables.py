@@ -115,7 +115,7 @@ class Table:
         wanted = [*self.inputs, *self.targets, *(name for name in extra if name is not None)]
         text = {*self.vocabulary, *(name for name in (self.condition, self.state) if name)}
         row = 0
-        for file in columns.files_of(self.path):
+        for file in columns.files_of(self.path, "a CSV or Parquet file"):
             for batch in columns.batches(
                 file, list(dict.fromkeys(wanted)), text, self.id, self.time, self.delimiter
             ):
