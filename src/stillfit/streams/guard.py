@@ -125,6 +125,9 @@ class Guarded:
                 yield usable
 
 
+_NEVER = int(np.iinfo(np.int64).min)
+
+
 class _Shape(NamedTuple):
     ragged: bool
     kind: str
@@ -259,7 +262,7 @@ class _Run:
         known = self.known.among(labels.ids)
         if not known.all():
             stray = labels.ids[~known]
-            old = stray < self.known.first
+            old = stray <= self.known.forgotten
             for reason, ids in ((EXPIRED, stray[old]), (UNKNOWN, stray[~old])):
                 if len(ids):
                     self._aside(reason, len(ids), f"event {ids[0]} at {labels.time:.3f} s")
@@ -301,29 +304,28 @@ class _Known:
         # first id, last id, and the ids between if there are gaps
         self._runs: deque[tuple[int, int, NDArray[np.int64] | None]] = deque()
         self._n = 0
+        self.forgotten = _NEVER  # every id up to this one
 
     def to_json(self) -> JSON:
-        return [
+        runs: list[JSON] = [
             [first, last, None if gaps is None else np.diff(gaps).tolist()]
             for first, last, gaps in self._runs
         ]
+        return {"runs": runs, "forgotten": self.forgotten}
 
     @classmethod
     def from_json(cls, window: int, document: Any) -> _Known:
         known = cls(window)
-        for first, last, steps in document:
+        known.forgotten = int(document["forgotten"])
+        for first, last, steps in document["runs"]:
             gaps = None if steps is None else first + np.cumsum([0, *steps], dtype=np.int64)
             known._runs.append((first, last, gaps))
             known._n += last - first + 1 if gaps is None else len(gaps)
         return known
 
     @property
-    def first(self) -> int:
-        return self._runs[0][0] if self._runs else 0
-
-    @property
     def last(self) -> int:
-        return self._runs[-1][1] if self._runs else int(np.iinfo(np.int64).min)
+        return self._runs[-1][1] if self._runs else self.forgotten
 
     def add(self, ids: NDArray[np.int64]) -> None:
         first, last, n = int(ids[0]), int(ids[-1]), len(ids)
@@ -342,12 +344,15 @@ class _Known:
         if held <= n:
             self._runs.popleft()
             self._n -= held
-        elif gaps is None:
+            self.forgotten = last
+            return
+        if gaps is None:
             self._runs[0] = (first + n, last, None)
-            self._n -= n
+            self.forgotten = first + n - 1
         else:
             self._runs[0] = (int(gaps[n]), last, gaps[n:])
-            self._n -= n
+            self.forgotten = int(gaps[n - 1])
+        self._n -= n
 
     def among(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of `ids` are remembered."""

@@ -33,6 +33,7 @@ _CODES = {
 }
 _TYPES = {code: np.dtype(name).newbyteorder("<") for name, code in _CODES.items()}
 _ALIGNED = 8
+_COMMENT = "__metadata__"
 
 
 def packed(arrays: Mapping[str, Array]) -> NDArray[np.uint8]:
@@ -52,6 +53,8 @@ def packed(arrays: Mapping[str, Array]) -> NDArray[np.uint8]:
                 f"column {name!r} of type {array.dtype} cannot be stored; kinds are "
                 f"{', '.join(_CODES)}: turn text into integer codes"
             )
+        if name == _COMMENT:
+            raise DataError(f"a column must not be named {name!r}, which safetensors reserves")
         little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         header[name] = {
             "dtype": code,
@@ -74,6 +77,7 @@ def unpacked(data: NDArray[np.uint8], where: str) -> dict[str, Array]:
         header = json.loads(data[8 : 8 + length].tobytes())
         body = data[8 + length :]
         arrays: dict[str, Array] = {}
+        header.pop(_COMMENT, None)
         for name, entry in header.items():
             first, last = entry["data_offsets"]
             dtype = _TYPES[entry["dtype"]]

@@ -14,7 +14,6 @@ from stillfit.core.arrays import (
     Array,
     Arrays,
     Column,
-    Index,
     Ragged,
     concat,
     content_hash,
@@ -31,6 +30,7 @@ from stillfit.streams.segments import (
     as_arrays,
     from_arrays,
     owned,
+    owned_array,
     prefixed,
     segment,
     unprefixed,
@@ -167,7 +167,11 @@ class _Chunk:
     def highest_key(self) -> float:
         return float(self.keys.max())
 
-    def take(self, rows: Index) -> _Chunk:
+    @cached_property
+    def earliest(self) -> float:
+        return float(self.times.min())
+
+    def take(self, rows: NDArray[np.int64]) -> _Chunk:
         return _Chunk(
             self.ids[rows],
             self.times[rows],
@@ -201,7 +205,7 @@ _Place: TypeAlias = tuple[str, Side]
 
 @dataclass(frozen=True)
 class View:
-    """One side of a store, or a part of it. Everything comes in order of event ids.
+    """One side of a store, or a part of it. Everything comes in order of time, then event id.
 
     Each verb copies what it returns (`all` of 100 MB of ragged events: about 0.2 s).
     """
@@ -227,18 +231,21 @@ class View:
     def window(self, since: float) -> Examples:
         """The events seen at or after `since` (s)."""
         return self._gather(
-            lambda chunk: None if chunk.times[0] >= since else np.flatnonzero(chunk.times >= since)
+            lambda chunk: None if chunk.earliest >= since else np.flatnonzero(chunk.times >= since)
         )
 
     def newest(self, n: int) -> Examples:
-        """The `n` events with the highest ids, or all if there are fewer."""
+        """The last `n` events, or all if there are fewer."""
         if n >= len(self):
             return self.all()
-        if n <= 0:
-            return Examples.empty()
-        ids = np.concatenate([chunk.ids for chunks in self.groups.values() for chunk in chunks])
-        least = np.partition(ids, len(ids) - n)[len(ids) - n]
-        return self._gather(lambda chunk: np.flatnonzero(chunk.ids >= least))
+        chunks = [chunk for chunks in self.groups.values() for chunk in chunks]
+        order = np.lexsort(
+            (
+                np.concatenate([chunk.ids for chunk in chunks]),
+                np.concatenate([chunk.times for chunk in chunks]),
+            )
+        )
+        return self._rows(np.sort(order[len(order) - max(n, 0) :]))
 
     def condition(self, name: str) -> Examples:
         """The events of one condition; none if nothing of it is held."""
@@ -248,7 +255,10 @@ class View:
         """`n` different events, each with the same probability; all if there are fewer."""
         if n >= len(self):
             return self.all()
-        rows = np.sort(rng.choice(len(self), size=max(n, 0), replace=False, shuffle=False))
+        return self._rows(np.sort(rng.choice(len(self), max(n, 0), replace=False, shuffle=False)))
+
+    def _rows(self, rows: NDArray[np.int64]) -> Examples:
+        """Events by their number in the order of groups and chunks, `rows` rising."""
         start = 0
         chosen: dict[int, NDArray[np.int64]] = {}
         for chunks in self.groups.values():
@@ -267,9 +277,10 @@ class View:
                 names = np.full(len(part), condition)
                 parts.append(Examples(part.ids, part.inputs, part.targets, part.times, names))
         joined = Examples.join(parts)
-        if len(joined) > 1 and np.any(joined.ids[1:] < joined.ids[:-1]):
-            return joined.take(np.argsort(joined.ids, kind="stable"))
-        return joined
+        order = np.lexsort((joined.ids, joined.times))
+        if bool(np.all(order[1:] > order[:-1])):
+            return joined
+        return joined.take(order)
 
 
 @dataclass(frozen=True)
@@ -411,7 +422,7 @@ class LabelledStore:
     def _keys(self, examples: Examples, rng: np.random.Generator) -> NDArray[np.float64]:
         if self.rules.policy == "ring":
             # The newest events have the smallest keys.
-            return -examples.ids.astype(np.float64)
+            return -(sum(self.seen.values()) + np.arange(len(examples), dtype=np.float64))
         return rng.random(len(examples))
 
     def _check_columns(self, examples: Examples) -> None:
@@ -508,14 +519,19 @@ def _distinct(conditions: NDArray[np.str_]) -> tuple[list[str], NDArray[np.int64
 def _cut(examples: Examples, keys: NDArray[np.float64], rows: NDArray[np.int64]) -> _Chunk:
     if len(rows) == len(examples):
         return _Chunk(
-            examples.ids,
-            examples.times,
+            owned_array(examples.ids),
+            owned_array(examples.times),
             keys,
             owned(examples.inputs),
             owned(examples.targets),
         )
-    part = examples.take(rows)
-    return _Chunk(part.ids, part.times, keys[rows], part.inputs, part.targets)
+    return _Chunk(
+        examples.ids[rows],
+        examples.times[rows],
+        keys[rows],
+        take(examples.inputs, rows),
+        take(examples.targets, rows),
+    )
 
 
 def _appended(held: tuple[_Chunk, ...], chunk: _Chunk, largest: int) -> tuple[_Chunk, ...]:
