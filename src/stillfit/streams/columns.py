@@ -83,7 +83,7 @@ def batches(
         said = str(error).replace("\n", " ")
         raise DataError(
             f"{file} cannot be read: {said}. Is a cell of a column of numbers text, or a line cut? "
-            "Text needs a `vocabulary`"
+            "Text needs a `vocabulary`; a time must be a number or ISO 8601"
         ) from None
 
 
@@ -108,7 +108,7 @@ def _csv_type(
         return pa.timestamp("ns", zone)
     if pa.types.is_boolean(guessed) and name != time:
         return guessed
-    if pa.types.is_string(guessed) or pa.types.is_temporal(guessed):
+    if pa.types.is_temporal(guessed) and name != time:
         raise _not_a_number(file, name, guessed, "")
     return pa.float64()
 
@@ -159,7 +159,7 @@ def codes(
 
     `blank`: an empty cell is no error but -1 (a target that is not known).
     """
-    texts = array.cast(pa.string())
+    texts = _as_text(file, name, array)
     found = pc.index_in(texts, value_set=pa.array(words, pa.string()))
     code: NDArray[np.int64] = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype("i8")
     unknown = code < 0
@@ -178,10 +178,19 @@ def codes(
     return code
 
 
-def texts(array: Any) -> NDArray[np.str_]:
+def texts(file: Path, name: str, array: Any) -> NDArray[np.str_]:
     """Text as it is, an empty cell as an empty text."""
-    plain = pc.fill_null(array.cast(pa.string()), "")
+    plain = pc.fill_null(_as_text(file, name, array), "")
     return np.array(plain.to_numpy(zero_copy_only=False), dtype=np.str_)
+
+
+def _as_text(file: Path, name: str, array: Any) -> Any:
+    try:
+        return array.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise DataError(
+            f"column {name!r} of {file} is {array.type}, which cannot be read as text"
+        ) from None
 
 
 def whole_numbers(file: Path, name: str, array: Any, first_row: int) -> NDArray[np.int64]:
@@ -194,7 +203,10 @@ def whole_numbers(file: Path, name: str, array: Any, first_row: int) -> NDArray[
             f"column {name!r} of {file} is {array.type}; event ids must be whole numbers: leave "
             "`id` out to count rows"
         )
-    values: NDArray[np.int64] = array.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    try:
+        values: NDArray[np.int64] = array.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"column {name!r} of {file} has ids that are not whole: {error}") from None
     return values
 
 

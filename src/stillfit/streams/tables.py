@@ -147,8 +147,10 @@ class Table:
             labelled=labelled,
             conditions=None
             if self.condition is None
-            else columns.texts(batch.column(self.condition)),
-            states=None if self.state is None else columns.texts(batch.column(self.state)),
+            else columns.texts(file, self.condition, batch.column(self.condition)),
+            states=None
+            if self.state is None
+            else columns.texts(file, self.state, batch.column(self.state)),
         )
 
     def _column(self, file: Path, batch: Any, name: str, first: int, blank: bool) -> Column:
