@@ -195,7 +195,7 @@ class InputDrift:
             new = new._replace(head=head)
         new = new._replace(passed=state.passed + n)
         because = f"the window of {self.window} events is not full yet"
-        if distances.any():
+        if new.distances.any():
             because = self._because(new, list(features))
         return new, self._evidence(new, tuple(features), time, because)
 
