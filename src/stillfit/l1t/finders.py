@@ -126,8 +126,7 @@ class FastHisto(VertexFinder):
         z0 = torch.where(empty, torch.zeros_like(z0), z0)
         variance = torch.where(empty, BINS * BIN_WIDTH, sigma).double() ** 2
         away = (centre(place) - z0[tracks.events]).abs()
-        # The threshold is added to the logit log(w / |dz|): a common factor on all windows.
-        closeness = window / (window + away * torch.exp(self.calibration.threshold))
+        closeness = window / (window + away)
         association = torch.where(good > 0, closeness, 0.49 * closeness)
         return Found(z0, variance, total.double(), association)
 

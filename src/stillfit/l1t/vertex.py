@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stillfit.core.arrays import Arrays, Ragged
+from stillfit.core.arrays import Array, Arrays, Ragged
 from stillfit.core.errors import ConfigError, DataError, ShapeError
 from stillfit.core.events import Examples
 from stillfit.core.predictive import Categorical, Mixture, Predictive
 from stillfit.l1t.e2e import HistogramNetwork
 from stillfit.l1t.metrics import as_figures, vertex_metrics
+from stillfit.l1t.recalibration import recalibrate
 from stillfit.l1t.vertexing import VertexFinder, ragged
 from stillfit.models.networks import reinitialised
 from stillfit.models.task import dense
@@ -103,6 +104,12 @@ class VertexTask:
             "association": Ragged.from_counts(found.association.float().numpy(), counts),
             "score": found.score.float().numpy(),
         }
+
+    def recalibrate(
+        self, network: nn.Module, examples: Examples, *, significance: float = 3.0
+    ) -> dict[str, Array]:
+        """See `recalibration.recalibrate`."""
+        return recalibrate(network, examples, significance=significance)
 
     def errors(
         self, predictive: Predictive | Categorical, outputs: Arrays, targets: Arrays
