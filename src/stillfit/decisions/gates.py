@@ -90,14 +90,15 @@ class BetterOnNew:
     d = incumbent - candidate, paired by event; accepted when mean(d) - t * error > allowance, with
     batch-mean errors and Student-t, so serial correlation counts. The allowance is `margin` (task
     units) plus `relative` times the incumbent's mean error. An equal candidate passes in at most
-    1 - confidence of trials. `least`: rows below which it refuses.
+    1 - confidence of trials. `least`: held-out events, counted as
+    independent ones (n / correlation time), below which it refuses.
     """
 
     name: str = "better-on-new"
     margin: float = 0.0
     relative: float = 0.0
     confidence: float = 0.95
-    least: int = 50
+    least: int = 30
 
     def __post_init__(self) -> None:
         _check(self.margin, self.relative, self.confidence)
@@ -107,17 +108,18 @@ class BetterOnNew:
         bad = _diverged(pair, "the new condition")
         if bad:
             return Verdict(gate=self.name, accepted=False, because=bad)
-        if len(pair) < self.least:
-            because = f"{len(pair)} held-out events of the new condition; it takes {self.least}"
+        few = _too_few(pair.incumbent - pair.candidate, self.least)
+        if few:
+            because = f"the new condition has {few}"
             return Verdict(gate=self.name, accepted=False, because=because)
         gain = mean_error(pair.incumbent - pair.candidate)
         allowed = self.margin + self.relative * abs(float(pair.incumbent.mean()))
         lower = gain.value - _quantile(gain, self.confidence) * gain.error
         accepted = lower > allowed
         because = (
-            f"the mean error on {len(pair)} held-out events fell by {gain.value:.4g} +- "
-            f"{gain.error:.2g}, {'surely' if accepted else 'not surely'} more than {allowed:.4g} "
-            f"(lower bound {lower:.4g} at {self.confidence:.0%})"
+            f"the mean error on {len(pair)} held-out events {_moved(-gain.value)} +- "
+            f"{gain.error:.2g}: {'surely' if accepted else 'not surely'} better by more than "
+            f"{allowed:.4g} (lower bound {lower:.4g} at {self.confidence:.0%})"
         )
         if not accepted:
             because += _more(gain, gain.value - allowed, self.confidence)
@@ -133,8 +135,8 @@ class NotWorseOnOld:
 
     Non-inferiority: d = candidate - incumbent; passed when mean(d) + t * error < allowance, which
     is `margin` plus `relative` times the incumbent's mean error there. One of the two must be
-    positive: without a margin nothing can be shown not to be worse. Too few rows refuse and say
-    how many it takes.
+    positive: without a margin nothing can be shown not to be worse. Too few events (`least`, as
+    independent ones) refuse and say how many it takes.
 
     `unless_stored`: a condition that the candidate forgot counts as remembered where the stored
     version that served it passes the same test, and is of class `weights` relative to the
@@ -145,7 +147,7 @@ class NotWorseOnOld:
     margin: float = 0.0
     relative: float = 0.05
     confidence: float = 0.95
-    least: int = 50
+    least: int = 30
     unless_stored: bool = True
 
     def __post_init__(self) -> None:
@@ -177,17 +179,17 @@ class NotWorseOnOld:
         bad = _diverged(tested, where)
         if bad:
             return False, bad, math.inf
-        if len(pair) < self.least:
-            few = f"{where} has {len(pair)} held-out events; it takes {self.least}"
-            return False, few, math.inf
+        few = _too_few(errors - pair.incumbent, self.least)
+        if few:
+            return False, f"{where} has {few}", math.inf
         loss = mean_error(errors - pair.incumbent)
         allowed = self.margin + self.relative * abs(float(pair.incumbent.mean()))
         upper = loss.value + _quantile(loss, self.confidence) * loss.error
         passed = upper < allowed
         because = (
-            f"on {where} the mean error rose by {loss.value:.4g} +- {loss.error:.2g} over "
-            f"{len(pair)} events, {'surely' if passed else 'not surely'} less than {allowed:.4g} "
-            f"(upper bound {upper:.4g} at {self.confidence:.0%})"
+            f"on {where} the mean error {_moved(loss.value)} +- {loss.error:.2g} over "
+            f"{len(pair)} events: {'surely' if passed else 'not surely'} worse by less than "
+            f"{allowed:.4g} (upper bound {upper:.4g} at {self.confidence:.0%})"
         )
         if not passed:
             because += _more(loss, allowed - loss.value, self.confidence)
@@ -314,6 +316,21 @@ def _diverged(pair: Paired, where: str) -> str | None:
                 f"{where}; {'it diverged' if who == 'candidate' else 'nothing can be compared'}"
             )
     return None
+
+
+def _moved(change: float) -> str:
+    return f"{'rose' if change > 0 else 'fell'} by {abs(change):.4g}"
+
+
+def _too_few(differences: Floats, least: int) -> str | None:
+    """Why the differences are fewer than `least` independent ones, or None."""
+    n = len(differences)
+    worth = n / correlation_time(differences)
+    if worth >= least:
+        return None
+    alike = f", worth {worth:.0f} independent ones" if worth < n else ""
+    need = math.ceil(least * n / worth) if n else least
+    return f"{n} held-out events{alike}; it takes about {need}"
 
 
 def _more(mean: MeanError, distance: float, confidence: float) -> str:

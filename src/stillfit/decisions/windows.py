@@ -101,6 +101,14 @@ class FromNotices(_Durations):
     open_states: tuple[str, ...] = ("inter-fill",)
     expected: float | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.open_states:
+            raise ConfigError(
+                "open_states is empty, so no update would ever be allowed; name the machine's "
+                "states between runs, such as 'inter-fill'"
+            )
+
     def init(self) -> WindowState:
         return WindowState()
 
@@ -161,8 +169,8 @@ class Interval(_Durations):
     ) -> Permit:
         opened = self.start + math.floor((now - self.start) / self.every) * self.every
         if now >= opened + self.length:
-            again = opened + self.every
-            because = f"the window closed at {opened + self.length:.0f} s; the next opens then"
+            closed, again = opened + self.length, opened + self.every
+            because = f"the window closed at {closed:.0f} s; the next opens at {again:.0f} s"
             return Permit(allowed=False, at=again, because=because)
         permit = self._fits(opened, opened + self.length, now, update_class, ready)
         if not permit.allowed and permit.at is None:
