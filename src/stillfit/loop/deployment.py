@@ -25,8 +25,8 @@ from stillfit.loop.proposals import (
     Rows,
     Standing,
     climb,
-    errors_of,
     first_provenance,
+    stored_errors,
 )
 from stillfit.loop.shelf import Shelf
 from stillfit.registry import Entry, Writer
@@ -135,7 +135,7 @@ class Deployment:
         `waiting`: the part of the block whose labels are awaited. Where it is not the whole it is
         predicted by itself, as after a restart, since sums may differ in their last bits.
         """
-        served = self.shelf.get(self.serving).serve(self.serving, block.inputs)
+        served = self.shelf.serve(self.serving, block.inputs)
         if waiting is block:
             self.pending.add(block.ids, served)
         elif len(waiting):
@@ -201,7 +201,7 @@ class Deployment:
                     self._errors[place] = found[0]
                     self._note(found[1], now)
             if self.baking is not None and self.previous is not None:
-                old = errors_of(self.shelf.get(self.previous), rows)
+                old = stored_errors(self.shelf, self.previous, rows)
                 self.baking = self.lane.probation.step(self.baking, errors, old)
         training = self._training(examples)
         if not len(training):
@@ -499,34 +499,22 @@ class Deployment:
         ]
         if not len(examples) or not self.unfit:
             return
-        model = self.shelf.get(self.serving)
-        served = model.serve(self.serving, examples.inputs)
+        served = self.shelf.serve(self.serving, examples.inputs)
         for place, monitor in enumerate(self.lane.watch):
             if monitor.name not in self.unfit:
                 continue
-            fitted = self._guarded(
-                monitor.name,
-                now,
-                monitor.fit,
-                examples.inputs,
-                served,
-                rate=self.plan.rate,
-                rng=self._rng(why, self.asked, monitor.name),
-            )
+            fit = partial(monitor.fit, examples.inputs, served, rate=self.plan.rate)
+            fitted = self._guarded(monitor.name, now, self._fit, monitor, examples, why, fit)
             if fitted is not None:
                 self._watch[place] = fitted
                 self._has_reference(monitor.name)
-        errors = model.errors(judged)["error"]
+        errors = self.shelf.errors(self.serving, judged)["error"]
         for place, label_monitor in enumerate(self.lane.errors):
             if label_monitor.name not in self.unfit:
                 continue
+            fit = partial(label_monitor.fit, errors, rate=self.plan.rate)
             fitted = self._guarded(
-                label_monitor.name,
-                now,
-                label_monitor.fit,
-                errors,
-                rate=self.plan.rate,
-                rng=self._rng(why, self.asked, label_monitor.name),
+                label_monitor.name, now, self._fit, label_monitor, judged, why, fit
             )
             if fitted is not None:
                 self._errors[place] = fitted
@@ -535,6 +523,15 @@ class Deployment:
     def _has_reference(self, name: str) -> None:
         self.unfit.remove(name)
         self.broken.discard(name)
+
+    def _fit(self, monitor: Any, examples: Examples, why: str, fit: Callable[..., Any]) -> Any:
+        """One reference for all lanes that have the same monitor, version and events.
+
+        The generator is not the lane's own, so rivals are watched by equal thresholds.
+        """
+        rng = self.plan.seeds.rng("monitor", why, self.asked, monitor.name)
+        key = (repr(monitor), self.serving, why, self.asked)
+        return self.shelf.fitted(key, examples, lambda: fit(rng=rng))
 
     def _guarded(
         self,
@@ -557,8 +554,15 @@ class Deployment:
             return None
 
     def _note(self, found: Evidence, now: float) -> None:
-        """Keep the newest evidence; journal when an alarm rises or ends."""
+        """Keep the newest evidence; journal when an alarm rises or ends.
+
+        While an alarm stands, what it is about began no later than was first said: a window that
+        slides on forgets the beginning, and would leave ever the same few events to learn from.
+        """
         before = self.evidence.get(found.monitor)
+        if found.raised and before is not None and before.raised and before.since is not None:
+            since = before.since if found.since is None else min(found.since, before.since)
+            found = dataclasses.replace(found, since=since)
         self.evidence[found.monitor] = found
         if found.raised != (before is not None and before.raised):
             kind = "alarm" if found.raised else "clear"
@@ -663,7 +667,7 @@ class Deployment:
 
     def serve_again(self, block: Block, version: VersionId) -> None:
         """Predict a block that waited for labels at the checkpoint, with what served it then."""
-        served = self.shelf.get(version).serve(version, block.inputs)
+        served = self.shelf.serve(version, block.inputs)
         self.pending.add(block.ids, served)
 
 

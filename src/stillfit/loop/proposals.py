@@ -145,8 +145,8 @@ def _redeploy(
     if not len(rows.fresh):
         because = "there are no fresh labelled events to choose a stored version by"
         return Declined(because, early=True)
-    now = _mean(shelf.get(standing.serving), rows.fresh)
-    means = {version: _mean(shelf.get(version), rows.fresh) for version in others}
+    now = _mean(shelf, standing.serving, rows.fresh)
+    means = {version: _mean(shelf, version, rows.fresh) for version in others}
     best = min(means, key=lambda version: (means[version], version))
     if not means[best] < now:
         return Declined(
@@ -169,16 +169,17 @@ def judge(
     lane: Lane, candidate: Candidate[Model], shelf: Shelf, rows: Rows, standing: Standing
 ) -> list[Verdict]:
     """The verdicts of all gates of the lane on held-out rows."""
-    incumbent = shelf.get(standing.serving)
-    model = candidate.model
+    model, serving = candidate.model, standing.serving
     old = {
-        name: Paired(candidate=errors_of(model, held), incumbent=errors_of(incumbent, held))
+        name: Paired(
+            candidate=errors_of(model, held), incumbent=stored_errors(shelf, serving, held)
+        )
         for name, held in rows.old.items()
     }
     stored = {
         name: Stored(
             version=standing.remembered[name],
-            errors=errors_of(shelf.get(standing.remembered[name]), held),
+            errors=stored_errors(shelf, standing.remembered[name], held),
             update_class=shelf.reach(candidate.update_class, standing.remembered[name]),
         )
         for name, held in rows.old.items()
@@ -196,7 +197,7 @@ def judge(
     return all_pass(
         lane.gates,
         Trial(
-            new=Paired(candidate=new_errors, incumbent=errors_of(incumbent, rows.new)),
+            new=Paired(candidate=new_errors, incumbent=stored_errors(shelf, serving, rows.new)),
             old=old,
             stored=stored,
             predictive=predictive,
@@ -217,9 +218,19 @@ def errors_of(model: Model, examples: Examples) -> np.ndarray:
         return np.full(len(examples), np.nan)
 
 
-def _mean(model: Model, examples: Examples) -> float:
+def stored_errors(shelf: Shelf, version: VersionId, examples: Examples) -> np.ndarray:
+    """`errors_of` a stored version, worked out once for each set of events."""
+    if not len(examples):
+        return np.zeros(0)
+    try:
+        return shelf.errors(version, examples)["error"]
+    except StillfitError:
+        return np.full(len(examples), np.nan)
+
+
+def _mean(shelf: Shelf, version: VersionId, examples: Examples) -> float:
     """Mean headline error, infinite where it cannot be told."""
-    mean = float(errors_of(model, examples).mean())
+    mean = float(stored_errors(shelf, version, examples).mean())
     return mean if np.isfinite(mean) else np.inf
 
 

@@ -71,7 +71,7 @@ def run(stream: Stream, plan: Plan, registry: Registry) -> Iterator[Step]:
                 lane.obey(now, house.store)
                 lane.switch(house.window, now, house.store)
         yield Step(house.position - 1, event, served, house.written())
-        if isinstance(event, Notice) or house.position % plan.checkpoint == 0:
+        if house.position % plan.checkpoint == 0:
             house.save()
     house.end()
 
@@ -93,10 +93,12 @@ class House:
         found = registry.load_checkpoint(plan.run)
         stored: Any = {} if found is None else found.state["lanes"]
         self.lanes = []
+        self.shelves: dict[int, Shelf] = {}  # lanes of one task share what versions say
         for lane in plan.lanes:
             position = stored.get(lane.name, {}).get("position", 0)
             writer = registry.writer(lane.name, position)
-            shelf = Shelf(registry, plan.factories, lane.model.task)
+            task = lane.model.task
+            shelf = self.shelves.setdefault(id(task), Shelf(registry, plan.factories, task))
             self.lanes.append(Deployment(lane, plan, shelf, writer))
         if found is None:
             self._begin()
@@ -119,6 +121,8 @@ class House:
 
     def tick(self, event: Event) -> float:
         """Move the clock to an event; what became ready in between happens first, in its time."""
+        for shelf in self.shelves.values():
+            shelf.forget()
         self.fresh = self.fresh or not isinstance(event, Notice)
         for lane in self.lanes:
             lane.wake(self.window, event.time, self.store)

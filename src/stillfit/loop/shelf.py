@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 import stillfit
-from stillfit.core.values import Candidate, Cost, Provenance, UpdateClass, VersionId
+from stillfit.core.arrays import Arrays
+from stillfit.core.events import Examples
+from stillfit.core.values import Candidate, Cost, Provenance, Served, UpdateClass, VersionId
 from stillfit.models.model import Architecture, Factory, Model, build, footprint, load_weights
 from stillfit.models.task import Task
 from stillfit.registry import Architecture as StoredArchitecture
@@ -14,13 +19,19 @@ from stillfit.registry import Manifest, Registry, VersionFacts
 
 
 class Shelf:
-    """Models by version id: loaded once from the registry, built by trusted factories only."""
+    """Models by version id: loaded once from the registry, built by trusted factories only.
+
+    It also remembers what a version said of the events at hand, until `forget`: lanes that serve
+    the same version answer once, and a climb judges its incumbent once.
+    """
 
     def __init__(self, registry: Registry, factories: Mapping[str, Factory], task: Task) -> None:
         self._registry = registry
         self._factories = factories
         self._task = task
         self._models: dict[VersionId, Model] = {}
+        self._said: dict[tuple[VersionId, int], tuple[Arrays, Served]] = {}
+        self._fitted: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
     def get(self, version: VersionId) -> Model:
         """The model of a stored version, every hash of it checked when it is first loaded."""
@@ -32,6 +43,31 @@ class Shelf:
             load_weights(network, stored.weights)
             self._models[version] = Model(network.eval(), self._task, architecture)
         return self._models[version]
+
+    def serve(self, version: VersionId, inputs: Arrays) -> Served:
+        """What a version says of raw inputs, signed with its id."""
+        key = (version, id(inputs))
+        if key not in self._said:
+            # The inputs are kept with the answer, so that their id is not given out again.
+            self._said[key] = inputs, self.get(version).serve(version, inputs)
+        return self._said[key][1]
+
+    def errors(self, version: VersionId, examples: Examples) -> dict[str, NDArray[np.float64]]:
+        """The task's errors of a stored version on labelled events."""
+        served = self.serve(version, examples.inputs)
+        return self.get(version).task.errors(served.predictive, served.outputs, examples.targets)
+
+    def fitted(self, key: tuple[Any, ...], examples: Any, fit: Callable[[], Any]) -> Any:
+        """A monitor's reference, worked out once for lanes that begin from the same one."""
+        whole = (*key, id(examples))
+        if whole not in self._fitted:
+            self._fitted[whole] = examples, fit()
+        return self._fitted[whole][1]
+
+    def forget(self) -> None:
+        """Let go of answers about events that are over."""
+        self._said.clear()
+        self._fitted.clear()
 
     def manifest(self, version: VersionId) -> Manifest:
         """What a stored version is and came from, without its arrays."""

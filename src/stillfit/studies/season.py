@@ -144,6 +144,6 @@ def season_plan(
         seeds=Seeds(seed),
         rate=scenario.fills * scenario.events / days,
         window=FromNotices(),
-        checkpoint=10**6,
+        checkpoint=2 * (season.blocks + 3),  # every second fill
         run="season",
     )
