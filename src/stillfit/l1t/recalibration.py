@@ -37,6 +37,7 @@ from stillfit.models.tensors import tensors
 FEWEST = 8  # primary tracks in a cell below which it says nothing
 MEDIAN_ERROR = 1.2533 * 1.4826  # of a Gaussian's median, from its mean absolute deviation
 ONE_SIGMA = 0.6827
+WORTH = 0.02  # cm, rms over the tracks; the best tracks resolve 0.1 cm
 SMALLEST_SCALE = 0.05  # relative change of a sigma that is worth a switch
 REACH = 4.0  # of the threshold's search, in the logit
 CHUNK = 1000  # events at a time
@@ -68,7 +69,8 @@ def recalibrate(
     1. z0 tables: medians of (z0 - true vertex) of the labelled primary tracks per cell, see
        `table`. The table that explains more goes first, and each is refitted on what the other
        leaves. A table is touched only if the heterogeneity of its cells exceeds `significance`
-       and it moves tracks by more than a step of the track word's z0 (rms over the tracks).
+       and it moves tracks by more than 0.2 mm (rms). Less happens at nominal: where fitted eta
+       and z0 decide which layers a track should have hit, cells at the barrel's end are biased.
     2. Track sigmas by |eta| region: mean of |residual| / sigma, the scale's maximum likelihood
        for a Laplace distribution.
     3. Association threshold: highest balanced accuracy, see `threshold`.
@@ -277,7 +279,7 @@ def _tables(seen: _Seen, significance: float) -> dict[str, Floats]:
             others = sum(steps[other][cells[other]] for other in TABLES if other != name)
             step, score = fit(name, residual - others)
             worth = float(np.sqrt(np.mean(step[cells[name]] ** 2)))
-            applied = score > significance and worth > Z0_LSB
+            applied = score > significance and worth > WORTH
             steps[name] = step if applied else np.zeros(sizes[name])
     return steps
 
