@@ -118,7 +118,7 @@ class _Part(NamedTuple):
     def open(cls, ntuple: Ntuple, file: Path, root: Any, condition: str, first: int) -> _Part:
         tree = _tree(file, root, ntuple.tree)
         branches = frozenset(tree.keys())
-        _check_branches(file, tree.object_path, branches)
+        _check_branches(file, tree.object_path.partition(";")[0].lstrip("/"), branches)
         codes: NDArray[np.int32] | None = None
         names: tuple[str, ...] = ()
         if OWN_CONDITION in branches and OWN_NAMES in root.keys(cycle=False):
