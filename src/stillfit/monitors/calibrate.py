@@ -54,6 +54,12 @@ def finite(values: Array, what: str) -> Floats:
     return series
 
 
+def paired(errors: Floats, seen: Floats) -> None:
+    """Raise `DataError` unless every late error has its event's time."""
+    if len(errors) != len(seen):
+        raise DataError(f"{len(errors)} late errors have {len(seen)} event times; give one each")
+
+
 def block_length(series: Floats) -> float:
     """Mean block of the bootstrap: 20 correlation times, at most a twentieth of the series.
 

@@ -20,6 +20,7 @@ from stillfit.monitors.calibrate import (
     block_length,
     finite,
     guaranteed,
+    paired,
     run_length,
     sample_world,
     tail_threshold,
@@ -123,7 +124,7 @@ class _Cusum:
         self, name: str, what: str, state: CusumState, time: float, seen: Floats, scores: Floats
     ) -> tuple[CusumState, Evidence]:
         if state.reference == 0:
-            because = f"no nominal {what} is known yet, so nothing is compared"
+            because = f"no nominal level of {what} is known yet, so nothing is compared"
             return state, _evidence(name, time, state, because)
         z = self._standard(scores, state.mean, state.std, state.centre)
         top, value, raised, start, n = _run(
@@ -177,9 +178,9 @@ class ErrorCusum(_Cusum):
         seen: NDArray[np.float64],
         errors: NDArray[np.float64],
     ) -> tuple[CusumState, Evidence]:
-        new, evidence = self._step(
-            self.name, "the late error", state, time, seen, finite(errors, "the late error")
-        )
+        late, seen = finite(errors, "the late error"), np.asarray(seen, np.float64)
+        paired(late, seen)
+        new, evidence = self._step(self.name, "the late error", state, time, seen, late)
         age = time - float(seen.max()) if len(seen) else 0.0
         return new, replace(evidence, age=age)
 
@@ -195,6 +196,11 @@ class ScoreCusum(_Cusum):
     name: str = "score-cusum"
     output: str | None = None
     side: Literal["up", "down"] = "up"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.side not in ("up", "down"):
+            raise ConfigError(f"side must be 'up' or 'down', got {self.side!r}")
 
     def fit(
         self, inputs: Arrays, served: Served, *, rate: float, rng: np.random.Generator

@@ -12,7 +12,7 @@ from scipy import special
 from stillfit.core.errors import ConfigError, DataError
 from stillfit.core.serial import mean_error
 from stillfit.core.values import Evidence
-from stillfit.monitors.calibrate import Floats, finite
+from stillfit.monitors.calibrate import Floats, finite, paired
 
 
 class LateState(NamedTuple):
@@ -83,15 +83,27 @@ class LateMetric:
         seen: NDArray[np.float64],
         errors: NDArray[np.float64],
     ) -> tuple[LateState, Evidence]:
-        both = np.concatenate([state.errors, finite(errors, "the late error")])
-        times = np.concatenate([state.seen, finite(seen, "the time of labelled events")])
-        if len(both) != len(times):
-            raise DataError(f"{len(errors)} late errors have {len(seen)} times")
-        if len(state.seen) and len(seen) and np.any(np.diff(times[len(state.seen) - 1 :]) < 0):
-            order = np.argsort(times, kind="stable")
-            both, times = both[order], times[order]
-        new = state._replace(errors=both[-self.window :], seen=times[-self.window :])
+        fresh = finite(errors, "the late error"), finite(seen, "the time of labelled events")
+        paired(*fresh)
+        new = self._newest(state, *fresh)
         return new, self._judge(new, time)
+
+    def merge(self, a: LateState, b: LateState) -> LateState:
+        """The newest events of two nodes that watch one version."""
+        if a[2:] != b[2:]:
+            raise DataError(
+                f"the states to merge have different nominal levels, {a.level:.6g} and "
+                f"{b.level:.6g}; calibrate once and send the fitted state to every node"
+            )
+        return self._newest(a, b.errors, b.seen)
+
+    def _newest(self, state: LateState, errors: Floats, seen: Floats) -> LateState:
+        errors = np.concatenate([state.errors, errors])
+        seen = np.concatenate([state.seen, seen])
+        if np.any(seen[1:] < seen[:-1]):
+            order = np.argsort(seen, kind="stable")
+            errors, seen = errors[order], seen[order]
+        return state._replace(errors=errors[-self.window :], seen=seen[-self.window :])
 
     def _judge(self, state: LateState, time: float) -> Evidence:
         n = len(state.errors)
