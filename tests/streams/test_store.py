@@ -105,7 +105,7 @@ def counts_of(rules: Keeping, make_examples, n, size, trials, condition="a"):
 @pytest.mark.parametrize("policy", ["balanced", "reservoir"])
 @pytest.mark.parametrize("slack", [0.0, 0.25])
 def test_every_event_of_the_stream_is_held_with_equal_probability(policy, slack, make_examples):
-    n, capacity, trials = 240, 60, 400
+    n, capacity, trials = 240, 60, 250
     rules = Keeping(budget_bytes=capacity * EVENT, policy=policy, slack=slack)
     # Small additions, so that with slack the last ones do not overflow the share.
     counts = counts_of(rules, make_examples, n, 24 if slack == 0 else 5, trials)
