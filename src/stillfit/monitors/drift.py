@@ -105,6 +105,8 @@ class InputDrift:
             )
         if not 0 < self.guarantee < 1:
             raise ConfigError(f"guarantee must lie between 0 and 1, got {self.guarantee}")
+        if self.floor is not None and not self.floor >= 0:
+            raise ConfigError(f"floor must not be negative, got {self.floor}")
 
     @property
     def _slice(self) -> int:
@@ -315,12 +317,15 @@ def _features(inputs: Arrays, columns: tuple[str, ...]) -> Features:
                 )
             continue
         offsets = column.offsets if isinstance(column, Ragged) else np.arange(len(column) + 1)
+        if values.ndim == 1 and place:
+            raise ShapeError(f"column {name!r} has one dimension, so there is no {wanted!r}")
         if values.ndim == 1:
-            found[wanted] = (values, offsets)
+            found[name] = (values, offsets)
             continue
-        for c in [int(place)] if place else range(values.shape[1]):
-            if not 0 <= c < values.shape[1]:
-                raise ShapeError(f"column {name!r} has {values.shape[1]} columns, not {c}")
+        width = values.shape[1]
+        if place and not (place.isdecimal() and int(place) < width):
+            raise ShapeError(f"column {name!r} has {width} columns, so there is no {wanted!r}")
+        for c in [int(place)] if place else range(width):
             found[f"{name}:{c}"] = (values[:, c], offsets)
     if not found:
         raise DataError(f"no numeric input column to watch; the inputs are {names_of(inputs)}")

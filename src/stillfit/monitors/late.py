@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from stillfit.core.errors import ConfigError, DataError
-from stillfit.core.serial import mean_error
+from stillfit.core.serial import MeanError, mean_error
 from stillfit.core.values import Evidence
 from stillfit.monitors.calibrate import Floats, finite, paired
 
@@ -35,8 +35,8 @@ class LateMetric:
 
     Raised when `mean - t * error > level + margin`: convinced, at the one-sided `confidence` of
     each look, that the error is worse by more than `margin` (task units) plus `relative` times the
-    level. `error` combines the window's (batch means, so serial correlation counts) with the
-    level's. `least`: labelled events below which nothing is said.
+    level. `error` combines the window's (batch means, so serial correlation counts; a step inside
+    the window does not) with the level's. `least`: labelled events below which nothing is said.
 
     A longer window sees smaller changes, later. Looks at overlapping windows repeat themselves;
     for a stated number of false alarms per day use `ErrorCusum`.
@@ -119,7 +119,8 @@ class LateMetric:
                 monitor=self.name, time=time, value=allowed, threshold=allowed, raised=False,
                 n=n, because=f"nothing is compared: {lack}", age=age,
             )  # fmt: skip
-        now = mean_error(state.errors)
+        change = _change(state.errors - state.level)
+        now = _mean(state, change)
         error = float(np.hypot(now.error, state.level_error))
         threshold = allowed + float(special.stdtrit(now.dof, self.confidence)) * error
         raised = now.value > threshold
@@ -136,17 +137,33 @@ class LateMetric:
             raised=raised,
             n=n,
             because=because,
-            since=_change(state) if raised else None,
+            since=float(state.seen[change]) if raised else None,
             age=age,
         )
 
 
-def _change(state: LateState) -> float:
-    """Time (s) in the window at which the mean rose most: the least-squares split in two levels.
+def _change(excess: Floats) -> int:
+    """The first event since which the mean excess over the level is most significant.
 
-    Source: Hinkley 1970, doi:10.1093/biomet/57.1.1, restricted to a rise above the nominal level.
+    Source: Hinkley 1970, doi:10.1093/biomet/57.1.1, with the level before the change known.
     """
-    excess = state.errors[::-1] - state.level
-    k = np.arange(1, len(excess) + 1)
-    gain = np.cumsum(excess) / np.sqrt(k)
-    return float(state.seen[len(excess) - 1 - int(np.argmax(gain))])
+    gain = np.cumsum(excess[::-1]) / np.sqrt(np.arange(1, len(excess) + 1))
+    return len(excess) - 1 - int(np.argmax(gain))
+
+
+def _mean(state: LateState, change: int) -> MeanError:
+    """Mean of the window, with the larger of two errors: by the nominal spread, and by the
+    window's own about its levels before and since `change`.
+
+    A change inside the window must not count as noise: about one mean it would look like a long
+    correlation, and hide itself. Serial correlation that the nominal events lacked does count.
+    """
+    about = state.errors.copy()
+    for part in (slice(None, change), slice(change, None)):
+        if len(about[part]):
+            about[part] -= about[part].mean()
+    own = mean_error(about)
+    nominal = state.level_error * np.sqrt(state.reference / len(about))
+    return MeanError(
+        float(state.errors.mean()), max(own.error, float(nominal)), own.dof, len(about)
+    )
