@@ -28,6 +28,7 @@ FLOORS: dict[str, float] = {"psi": 0.01, "jensen-shannon": 0.00125, "hellinger":
 CODES: dict[str, int] = {"psi": 0, "jensen-shannon": 1, "hellinger": 2}
 REFERENCES = 20  # resampled references of the calibration
 DRAWS = 1_000_000  # resampled events of the calibration, in all
+CELLS = 32_000_000  # counts held at once by the calibration, 4 or 8 bytes each
 EDGE_ITEMS = 50_000  # nominal items from which a feature's edges are taken, at most
 
 
@@ -123,7 +124,9 @@ class InputDrift:
         edges = np.stack(
             [_edges(name, values, self.bins) for name, (values, _) in features.items()]
         )
+        # The newest events that fit the memory: 20 000 of 100 features and 16 bins.
         n = len(next(iter(features.values()))[1]) - 1
+        n = min(n, CELLS // edges.size)
         if n < 10 * self.slices:
             raise DataError(
                 f"{n} nominal events cannot calibrate a drift monitor of {self.slices} slices: "
@@ -131,7 +134,8 @@ class InputDrift:
             )
         each = np.zeros((n, len(features), self.bins), np.int32)
         for f, (name, (values, offsets)) in enumerate(features.items()):
-            _check(name, _count_each(values, offsets, _cast(edges[f], values), each[:, f]))
+            newest = offsets[len(offsets) - 1 - n :]
+            _check(name, _count_each(values, newest, _cast(edges[f], values), each[:, f]))
         state = _empty(edges, each.sum(0, dtype=np.int64), self.slices)
         return state._replace(thresholds=self._thresholds(each, arl, rng))
 
@@ -141,17 +145,19 @@ class InputDrift:
         # The events' mean bin is the series whose correlation the blocks keep.
         place = each @ np.arange(bins) / np.maximum(each.sum(2), 1)
         block = max(block_length(place[:, f]) for f in range(features))
-        slices = int(np.clip(DRAWS // self._slice, 40 * self.slices, 500 * self.slices))
+        most = min(500 * self.slices, CELLS // (4 * features * bins))
+        slices = max(40 * self.slices, min(DRAWS // self._slice, most))
         rows = resample(n, slices * self._slice, block, rng).reshape(slices, self._slice)
         cut = _add_rows(each, rows)
         windows = np.cumsum(cut, 0)
         windows[self.slices :] -= windows[: -self.slices].copy()
         windows = windows[self.slices - 1 :]
         full = len(windows) // self.slices * self.slices
-        code, apart = CODES[self.distance], np.empty((REFERENCES, full, features))
-        for r in range(REFERENCES):
-            reference = _add_rows(each, resample(n, n, block, rng)[None])[0]
-            _distances(windows[:full], reference, code, apart[r])
+        drawn = np.concatenate(
+            [_add_rows(each, resample(n, n, block, rng)[None]) for _ in range(REFERENCES)]
+        )
+        apart = np.empty((REFERENCES, full, features))
+        _distances(windows[:full], drawn, CODES[self.distance], apart)
         scale = np.maximum(np.quantile(apart, 0.9, axis=(0, 1)), 1e-12)
         worst = (apart / scale).max(2).reshape(REFERENCES, -1, self.slices).max(2)
         length = float(full * self._slice)
@@ -214,13 +220,14 @@ class InputDrift:
 
     def _look(self, state: DriftState) -> DriftState:
         """Compare the full window."""
-        apart = np.empty((1, len(state.reference)))
-        _distances(state.counts.sum(0)[None], state.reference, CODES[self.distance], apart)
-        raised = bool(np.any(apart[0] > state.thresholds))
+        out = np.empty((1, 1, len(state.reference)))
+        _distances(state.counts.sum(0)[None], state.reference[None], CODES[self.distance], out)
+        apart = out[0, 0]
+        raised = bool(np.any(apart > state.thresholds))
         since = state.since
         if raised and not state.raised:
-            since = self._since(state, int(np.argmax(apart[0] / state.thresholds)))
-        return state._replace(distances=apart[0], raised=raised, since=since)
+            since = self._since(state, int(np.argmax(apart / state.thresholds)))
+        return state._replace(distances=apart, raised=raised, since=since)
 
     def _since(self, state: DriftState, feature: int) -> float:
         """Start of the slices whose drift is most significant: N x distance of the newest N items.
@@ -229,9 +236,10 @@ class InputDrift:
         """
         newest = (state.head - np.arange(self.slices)) % self.slices
         tails = np.cumsum(state.counts[newest, feature], 0)
-        apart = np.empty((self.slices, 1))
-        _distances(tails[:, None], state.reference[feature][None], CODES["jensen-shannon"], apart)
-        return float(state.starts[newest[int(np.argmax(tails.sum(1) * apart[:, 0]))]])
+        apart = np.empty((1, self.slices, 1))
+        nominal = state.reference[feature][None, None]
+        _distances(tails[:, None], nominal, CODES["jensen-shannon"], apart)
+        return float(state.starts[newest[int(np.argmax(tails.sum(1) * apart[0, :, 0]))]])
 
     def merge(self, a: DriftState, b: DriftState) -> DriftState:
         """The windows of two nodes of one reference added up, slice by slice from the newest.
@@ -403,32 +411,44 @@ def _add_rows(each, rows):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _distances(windows, reference, code, out):  # type: ignore[no-untyped-def]
-    """Distance of each window (w, F, B) from the reference (F, B), into `out` (w, F)."""
-    bins = reference.shape[1]
-    for f in range(reference.shape[0]):
-        nominal = reference[f].sum() + 0.5 * bins
+def _distances(windows, references, code, out):  # type: ignore[no-untyped-def]
+    """Distance of each window (w, F, B) from each reference (r, F, B), into `out` (r, w, F)."""
+    bins = windows.shape[2]
+    p = np.empty(bins)
+    for f in range(windows.shape[1]):
+        q = references[:, f] + 0.5
+        own = np.zeros(len(references))
+        for r in range(len(references)):
+            q[r] /= q[r].sum()
+            own[r] = (q[r] * np.log(q[r])).sum()
         for w in range(len(windows)):
-            items = windows[w, f].sum() + 0.5 * bins
-            total = 0.0
             for b in range(bins):
-                p = (windows[w, f, b] + 0.5) / items
-                q = (reference[f, b] + 0.5) / nominal
+                p[b] = windows[w, f, b] + 0.5
+            p /= p.sum()
+            entropy = (p * np.log(p)).sum()
+            for r in range(len(references)):
+                total = 0.0
                 if code == 0:
-                    total += (p - q) * np.log(p / q)
+                    for b in range(bins):
+                        total += (p[b] - q[r, b]) * np.log(p[b] / q[r, b])
                 elif code == 1:
-                    m = 0.5 * (p + q)
-                    total += 0.5 * (p * np.log(p / m) + q * np.log(q / m))
+                    # The mean of the entropies' difference from that of the mean: one logarithm.
+                    for b in range(bins):
+                        m = 0.5 * (p[b] + q[r, b])
+                        total -= m * np.log(m)
+                    total = max(0.0, total + 0.5 * (entropy + own[r]))
                 else:
-                    total += 0.5 * (np.sqrt(p) - np.sqrt(q)) ** 2
-            out[w, f] = np.sqrt(total) if code == 2 else total
+                    for b in range(bins):
+                        total += 0.5 * (np.sqrt(p[b]) - np.sqrt(q[r, b])) ** 2
+                    total = np.sqrt(total)
+                out[r, w, f] = total
 
 
 def distance(
     counts: NDArray[np.integer[Any]], reference: NDArray[np.integer[Any]], kind: Distance
 ) -> float:
     """Distance of two histograms of the same bins, (B,), half a count added to every bin."""
-    out = np.empty((1, 1))
-    windows = np.asarray(counts, np.int64)[None, None]
-    _distances(windows, np.asarray(reference, np.int64)[None], CODES[kind], out)
-    return float(out[0, 0])
+    out = np.empty((1, 1, 1))
+    one, other = (np.asarray(h, np.int64)[None, None] for h in (counts, reference))
+    _distances(one, other, CODES[kind], out)
+    return float(out[0, 0, 0])
