@@ -28,7 +28,7 @@ FLOORS: dict[str, float] = {"psi": 0.01, "jensen-shannon": 0.00125, "hellinger":
 CODES: dict[str, int] = {"psi": 0, "jensen-shannon": 1, "hellinger": 2}
 REFERENCES = 20  # resampled references of the calibration
 DRAWS = 1_000_000  # resampled events of the calibration, in all
-CELLS = 32_000_000  # counts held at once by the calibration, 4 or 8 bytes each
+CELLS = 16_000_000  # counts held at once by the calibration, 4 or 8 bytes each
 EDGE_ITEMS = 50_000  # nominal items from which a feature's edges are taken, at most
 
 
@@ -74,7 +74,8 @@ class InputDrift:
 
     `window`: events; a longer one sees smaller drifts, later. It moves in `slices` steps.
     `every`: only every k-th event is counted, the same ones however the stream is cut.
-    Cost: 2-4 ns per item and column; `fit` below 1 s. Memory: 8 (slices + 3) bins B per feature.
+    Cost: 3 ns per counted item and column; `fit` 0.25 s for 10 columns of 212 items, 4 s for 100
+    columns. Memory: 8 (slices + 3) bins B per feature; `fit` some 100 MB at most for each stage.
     Sources: Lin 1991, doi:10.1109/18.61115 (Jensen-Shannon); Siddiqi 2006, Credit Risk Scorecards
     (PSI and its customary bounds).
     """
@@ -124,7 +125,7 @@ class InputDrift:
         edges = np.stack(
             [_edges(name, values, self.bins) for name, (values, _) in features.items()]
         )
-        # The newest events that fit the memory: 20 000 of 100 features and 16 bins.
+        # The newest events that fit the memory: 10 000 of 100 features and 16 bins.
         n = len(next(iter(features.values()))[1]) - 1
         n = min(n, CELLS // edges.size)
         if n < 10 * self.slices:
@@ -143,8 +144,10 @@ class InputDrift:
         """Thresholds of all features from resampled references and windows of nominal events."""
         n, features, bins = each.shape
         # The events' mean bin is the series whose correlation the blocks keep.
-        place = each @ np.arange(bins) / np.maximum(each.sum(2), 1)
-        block = max(block_length(place[:, f]) for f in range(features))
+        block = 1.0
+        for f in range(features):
+            items = np.maximum(each[:, f].sum(1), 1)
+            block = max(block, block_length(each[:, f] @ np.arange(bins, dtype=np.int32) / items))
         most = min(500 * self.slices, CELLS // (4 * features * bins))
         slices = max(40 * self.slices, min(DRAWS // self._slice, most))
         rows = resample(n, slices * self._slice, block, rng).reshape(slices, self._slice)
