@@ -139,9 +139,10 @@ class AdaptiveE2E(HistogramNetwork):
         width = -0.5 * torch.log(total.clamp(min=1e-2))
         return peak._replace(z0=z0, features=torch.cat([peak.features, width[:, None]], 1))
 
-    def _logits(self, tracks: RaggedTensor, each: _Tracks, z0: Tensor) -> Tensor:
+    def _logits(self, each: _Tracks, z0: Tensor) -> Tensor:
+        """Association of tracks to the vertex of their event, `z0` (items,)."""
         with torch.no_grad():
-            away = (each.z0 - z0[tracks.events]).abs()
+            away = (each.z0 - z0).abs()
             seen = [
                 (away / each.sigma).clamp(max=16) / 4,
                 torch.log1p(8 * away),
@@ -152,14 +153,15 @@ class AdaptiveE2E(HistogramNetwork):
         logits: Tensor = self.associate(inputs)[:, 0]
         return logits
 
-    def trained(self, tracks: RaggedTensor) -> Trained:
+    def trained(self, tracks: RaggedTensor, rows: Tensor) -> Trained:
         each, sums, scores = self._read(tracks)
         with torch.no_grad():
             peak = self._position(tracks, each, sums, scores)
+            asked = _Tracks(*(part[rows] for part in each))
         return Trained(
             z0=self.pattern.soft(scores),
             weights=each.weight,
-            logits=self._logits(tracks, each, peak.z0),
+            logits=self._logits(asked, peak.z0[tracks.events[rows]]),
             hard_z0=peak.z0,
             log_sigma=self.sigma(peak.features),
             track_z0=each.z0,
@@ -169,4 +171,4 @@ class AdaptiveE2E(HistogramNetwork):
     def find(self, tracks: RaggedTensor) -> Found:
         each, sums, scores = self._read(tracks)
         peak = self._position(tracks, each, sums, scores)
-        return self.answer(tracks, peak, self._logits(tracks, each, peak.z0))
+        return self.answer(peak, self._logits(each, peak.z0[tracks.events]))

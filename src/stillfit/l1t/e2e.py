@@ -38,7 +38,8 @@ LOG_SIGMA_REACH = (-5.0, 3.0)  # of the event's sigma in cm: 70 um to 20 cm
 class Trained(NamedTuple):
     """What a training step needs, all with gradient where it should flow.
 
-    `z0` (n,): soft position in cm. `weights` (items,). `logits` (items,), before the threshold.
+    `z0` (n,): soft position in cm. `weights` (items,). `logits` (rows,), before the
+    threshold, of the asked tracks.
     `hard_z0` (n,): position at inference, without gradient; `log_sigma` (n,), of cm, whose
     gradient reaches the sigma head alone. `track_z0`, `track_sigma` (items,): cm, corrected
     position and its scale, or None where tracks have no sigma of their own.
@@ -152,11 +153,11 @@ class HistogramNetwork(VertexFinder):
     pattern: Pattern
     sigma: EventSigma
 
-    def trained(self, tracks: RaggedTensor) -> Trained:
-        """One training pass."""
+    def trained(self, tracks: RaggedTensor, rows: Tensor) -> Trained:
+        """One training pass; `rows` (int64): the tracks whose association is asked for."""
         raise NotImplementedError
 
-    def answer(self, tracks: RaggedTensor, peak: Peak, logits: Tensor) -> Found:
+    def answer(self, peak: Peak, logits: Tensor) -> Found:
         """What is served, with the calibration's threshold and sigma scale."""
         sigma = torch.exp(self.sigma(peak.features)) * self.calibration.sigma_scale
         widest = torch.full_like(sigma, BINS * BIN_WIDTH)
@@ -234,16 +235,16 @@ class E2E(HistogramNetwork):
         sums = histogram(tracks, bins, weights)
         return x, bins, weights, sums, self.pattern.scores(sums)
 
-    def _logits(self, tracks: RaggedTensor, x: Tensor, bins: Tensor, peak: Peak) -> Tensor:
-        away = (bins - peak.bins[tracks.events]).abs().float()[:, None] / 8
+    def _logits(self, x: Tensor, bins: Tensor, best: Tensor) -> Tensor:
+        away = (bins - best).abs().float()[:, None] / 8
         logits: Tensor = self.associate(torch.cat([x[:, [0, 1, 3]], away], 1))[:, 0]
         return logits
 
-    def trained(self, tracks: RaggedTensor) -> Trained:
+    def trained(self, tracks: RaggedTensor, rows: Tensor) -> Trained:
         x, bins, weights, sums, scores = self._peak(tracks)
         with torch.no_grad():
             peak = self.pattern.hard(sums, scores)
-        logits = self._logits(tracks, x, bins, peak)
+        logits = self._logits(x[rows], bins[rows], peak.bins[tracks.events[rows]])
         return Trained(
             self.pattern.soft(scores), weights, logits, peak.z0, self.sigma(peak.features)
         )
@@ -251,4 +252,4 @@ class E2E(HistogramNetwork):
     def find(self, tracks: RaggedTensor) -> Found:
         x, bins, _, sums, scores = self._peak(tracks)
         peak = self.pattern.hard(sums, scores)
-        return self.answer(tracks, peak, self._logits(tracks, x, bins, peak))
+        return self.answer(peak, self._logits(x, bins, peak.bins[tracks.events]))

@@ -39,6 +39,7 @@ MEDIAN_ERROR = 1.2533 * 1.4826  # of a Gaussian's median, from its mean absolute
 ONE_SIGMA = 0.6827
 WORTH = 0.02  # cm, rms over the tracks; the best tracks resolve 0.1 cm
 SMALLEST_SCALE = 0.05  # relative change of a sigma that is worth a switch
+NO_TRACKS = torch.zeros(0, dtype=torch.int64)
 REACH = 4.0  # of the threshold's search, in the logit
 CHUNK = 1000  # events at a time
 TABLES = {"z0_sector": SECTORS, "z0_barrel": 4}  # cells per eta step
@@ -314,7 +315,7 @@ def _look(network: VertexFinder, examples: Examples) -> _Seen:
             found = network.find(tracks)
             sigma = None
             if isinstance(network, HistogramNetwork):
-                track_sigma = network.trained(tracks).track_sigma
+                track_sigma = network.trained(tracks, NO_TRACKS).track_sigma
                 sigma = None if track_sigma is None else track_sigma.double().numpy()
             place = network.calibration.place(tracks.values).double().numpy()
             odds = torch.logit(found.association.double().clamp(1e-12, 1 - 1e-12)).numpy()

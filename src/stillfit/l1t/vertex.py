@@ -60,7 +60,7 @@ class VertexTask:
     regulariser: float = 0.1
     event_sigma: float = 0.05
     track_sigma: float = 0.3
-    thin: int = 2
+    thin: int = 4
 
     def prepare(self, network: nn.Module, inputs: Arrays) -> Arrays:
         return _finder(network).prepare(inputs)
@@ -81,16 +81,22 @@ class VertexTask:
         tracks = ragged(inputs, "tracks")
         truth = dense(targets, "z0").float()
         is_pv = ragged(targets, "is_pv").values > 0
-        out = network.trained(tracks)
+        if len(is_pv) != len(tracks.values):
+            raise ShapeError(
+                f"the labels are of {len(is_pv)} tracks and the events have {len(tracks.values)}; "
+                "were labels matched to other events?"
+            )
+        primary, other = torch.nonzero(is_pv)[:, 0], torch.nonzero(~is_pv)[:: self.thin, 0]
+        out = network.trained(tracks, torch.cat([primary, other]))
         loss = functional.huber_loss(out.z0, truth, delta=self.huber)
-        loss = loss + self.association * balanced_bce(out.logits, is_pv, self.thin)
+        loss = loss + self.association * balanced_bce(out.logits, len(primary))
         if len(out.weights):
             rank = max(1, round(0.9 * len(out.weights)))
             loss = loss + self.regulariser * (out.weights.kthvalue(rank).values - 1) ** 2
         loss = loss + self.event_sigma * scaled_crps(out.hard_z0 - truth, out.log_sigma).mean()
-        if out.track_z0 is not None and out.track_sigma is not None and bool(is_pv.any()):
-            pull = (out.track_z0 - truth[tracks.events])[is_pv].abs()
-            sigma = out.track_sigma[is_pv]
+        if out.track_z0 is not None and out.track_sigma is not None and len(primary):
+            sigma = out.track_sigma[primary]
+            pull = (out.track_z0[primary] - truth[tracks.events[primary]]).abs()
             loss = loss + self.track_sigma * (pull / sigma + torch.log(sigma)).mean()
         return loss
 
@@ -151,19 +157,14 @@ def scaled_crps(away: Tensor, log_sigma: Tensor) -> Tensor:
     return (crps - 1 / math.sqrt(math.pi)) * sigma / sigma.detach()
 
 
-def balanced_bce(logits: Tensor, is_pv: Tensor, thin: int = 1) -> Tensor:
+def balanced_bce(logits: Tensor, primary: int) -> Tensor:
     """Mean binary cross-entropy of each class, averaged over the classes that are there.
 
-    Of the negatives only every `thin`-th (in the order of the batch) is used.
+    The first `primary` logits are of tracks of the primary vertex, the others are not.
     """
-    parts = []
-    positive = logits[is_pv]
-    if len(positive):
-        parts.append(functional.softplus(-positive).mean())
-    negative = logits[~is_pv][::thin]
-    if len(negative):
-        parts.append(functional.softplus(negative).mean())
-    return torch.stack(parts).mean() if parts else logits.sum()
+    parts = [functional.softplus(-logits[:primary]), functional.softplus(logits[primary:])]
+    means = [part.mean() for part in parts if len(part)]
+    return torch.stack(means).mean() if means else logits.sum()
 
 
 def event_balanced_accuracy(association: Ragged, is_pv: Ragged) -> NDArray[np.float64]:
