@@ -329,7 +329,7 @@ def _stream(table: Mapping[str, Any], folder: Path, where: str) -> Stream:
             if name == "path" or told[name].endswith(".toml"):
                 told[name] = str(beside)
     made = of_kind(STREAMS, told, f"{where} [stream]")
-    return made.open() if isinstance(made, ScenarioStream) else made  # type: ignore[no-any-return]
+    return made.open() if isinstance(made, ScenarioStream) else made
 
 
 def _first(tables: Mapping[str, Any], folder: Path, where: str) -> First:

@@ -57,7 +57,8 @@ class Trial:
     `new`: events of the present condition. `old`: of each accepted condition, by name. `stored`:
     of each condition, the version that served it. `predictive` and `target`: the candidate's
     headline prediction on the events of `new` and the truth (class numbers for `Categorical`),
-    None where there is none. `cost`, `budget`: what the update used and was allowed.
+    None where there is none; `before`: the incumbent's prediction of the same. `cost`, `budget`:
+    what the update used and was allowed.
     """
 
     new: Paired
@@ -65,6 +66,7 @@ class Trial:
     stored: Mapping[str, Stored] = field(default_factory=dict)
     predictive: Predictive | Categorical | None = None
     target: NDArray[np.generic] | None = None
+    before: Predictive | Categorical | None = None
     cost: Cost = field(default_factory=Cost)
     budget: Budget = field(default_factory=Budget)
 
@@ -222,6 +224,10 @@ class Calibrated:
     number of events n / tau): too wide is wrong as well. Classes: the mean of (largest probability
     - correct) must lie in +- tolerance likewise (batch means).
 
+    `unless_nearer`: a candidate that misses the tolerance passes where its coverage is nearer to
+    what is said than the incumbent's, convinced on the same events: to refuse it would keep what
+    is worse. Off, the tolerance is strict.
+
     Source: Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404; Schuirmann 1987,
     doi:10.1007/BF01068419 (two one-sided tests).
     """
@@ -230,6 +236,7 @@ class Calibrated:
     coverage: float = 0.9
     tolerance: float = 0.05
     confidence: float = 0.95
+    unless_nearer: bool = True
 
     def __post_init__(self) -> None:
         _check(0.0, 0.0, self.confidence)
@@ -249,9 +256,12 @@ class Calibrated:
             return Verdict(gate=self.name, accepted=False, because=because)
         if isinstance(trial.predictive, Categorical):
             return self._classes(trial.predictive, np.asarray(trial.target, np.int64))
-        return self._numbers(trial.predictive, np.asarray(trial.target, np.float64))
+        before = trial.before if isinstance(trial.before, Predictive) else None
+        return self._numbers(trial.predictive, np.asarray(trial.target, np.float64), before)
 
-    def _numbers(self, predictive: Predictive, target: Floats) -> Verdict:
+    def _numbers(
+        self, predictive: Predictive, target: Floats, before: Predictive | None
+    ) -> Verdict:
         low, high = predictive.interval(self.coverage)
         if not np.all(np.isfinite(low + high + target)):
             because = "intervals or targets are not finite; did the candidate diverge?"
@@ -267,8 +277,25 @@ class Calibrated:
             f"truths ({lower:.1%} to {upper:.1%} at {self.confidence:.0%} each side), "
             f"{'surely' if accepted else 'not surely'} within {self.tolerance:.1%}"
         )
+        if not accepted and self.unless_nearer and before is not None:
+            accepted, nearer = self._nearer(inside, before, target)
+            because = f"{because}; {nearer}"
         figures = _figures(coverage=inside.mean(), lower=lower, upper=upper, n=inside.size)
         return Verdict(gate=self.name, accepted=accepted, because=because, figures=figures)
+
+    def _nearer(self, inside: Floats, before: Predictive, target: Floats) -> tuple[bool, str]:
+        """Whether the candidate's coverage is surely nearer to what is said than before."""
+        low, high = before.interval(self.coverage)
+        old = ((low <= target) & (target <= high)).astype(np.float64)
+        away, was = (float(x.mean()) - self.coverage for x in (inside, old))
+        # |was| - |away| is linear in the two shares while their signs stand.
+        gain = mean_error(np.sign(was) * old - np.sign(away) * inside)
+        value = abs(was) - abs(away)
+        nearer = value - _quantile(gain, self.confidence) * gain.error > 0
+        return nearer, (
+            f"the incumbent's held {old.mean():.1%}, so it is "
+            f"{'surely' if nearer else 'not surely'} nearer to what it says"
+        )
 
     def _classes(self, predictive: Categorical, target: NDArray[np.int64]) -> Verdict:
         chances = predictive.probabilities

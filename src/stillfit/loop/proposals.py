@@ -9,6 +9,7 @@ import numpy as np
 
 from stillfit.core.errors import StillfitError
 from stillfit.core.events import Examples
+from stillfit.core.predictive import Categorical, Predictive
 from stillfit.core.values import Candidate, Cost, Provenance, Verdict, VersionId
 from stillfit.decisions.gates import Paired, Stored, Trial, all_pass
 from stillfit.decisions.ladder import Climb, Tried
@@ -202,10 +203,23 @@ def judge(
             stored=stored,
             predictive=predictive,
             target=target if isinstance(target, np.ndarray) else None,
+            before=_prediction(shelf, serving, rows.new),
             cost=candidate.cost,
             budget=lane.budget,
         ),
     )
+
+
+def _prediction(
+    shelf: Shelf, version: VersionId, examples: Examples
+) -> Predictive | Categorical | None:
+    """The headline prediction of a stored version, None where it is unusable."""
+    if not len(examples):
+        return None
+    try:
+        return shelf.serve(version, examples.inputs).predictive
+    except StillfitError:
+        return None
 
 
 def errors_of(model: Model, examples: Examples) -> np.ndarray:
