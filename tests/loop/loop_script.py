@@ -1,9 +1,9 @@
 """The toy loop in a child that can be killed at any system call by which it writes; no test itself.
 
-As a program: `loop_script.py DIRECTORY HOW` runs the loop once undisturbed, then with SIGKILL: at
-every write (HOW `all`), at `n` of them drawn with a seed (`n,seed`), or again and again after
-random times until it comes to its end (`times,seed`). Each run is gone on with and compared with
-the first. One JSON line per kill.
+As a program: `loop_script.py DIRECTORY HOW...` runs the loop once undisturbed, then with SIGKILL:
+at every write (HOW `all`), at `n` of them drawn with a seed (`n,seed`), or ten times in one run
+after random times (`times,seed`). Each run is gone on with and compared with the first. One JSON
+line per run.
 """
 
 import importlib.util
@@ -67,7 +67,7 @@ def plan():
         errors=(LateMetric(window=100, least=40),),
         probation=Probation(batch=5, least=5, enough=400),
     )
-    return made.__class__(**{**vars(made), "checkpoint": 16})
+    return made.__class__(**{**vars(made), "checkpoint": 8})
 
 
 def play(root):
@@ -138,33 +138,37 @@ def report(base, expected, at, how, name, status):
     shutil.rmtree(root)
 
 
-def main(directory, how):
+def main(directory, *hows):
     base = Path(directory)
     play(base / "warm")  # compiled loops and first calls, before the forks
+    began = time.monotonic()
     assert forked(base / "undisturbed") == 0
+    whole = time.monotonic() - began
     expected = killing.content(base / "undisturbed")
     assert forked(base / "counted", killing.Interposer(-1, "before", None)) == 0
-    names = json.loads((base / "count.json").read_text())
-    if how.startswith("times"):
-        rng = np.random.default_rng(int(how.split(",")[1]))
-        root, kills = base / "killed", 0
-        began = time.monotonic()
-        assert forked(base / "timed") == 0
-        whole = time.monotonic() - began
-        for _ in range(10):
-            status = forked(root, kill_after=rng.uniform(0.01, whole / 2))
-            kills += os.WIFSIGNALED(status)
-            assert findings(root) == []
-        return report(base, expected, kills, "times", "", signal.SIGKILL if kills else status)
-    points = list(ways(names))
-    if how != "all":
-        n, seed = map(int, how.split(","))
-        chosen = np.random.default_rng(seed).choice(len(points), n, replace=False)
-        points = [points[k] for k in sorted(chosen)]
-    for at, when, name in points:
-        stop = killing.Interposer(at, when, lambda name: os.kill(os.getpid(), signal.SIGKILL))
-        report(base, expected, at, when, name, forked(base / "killed", stop))
-    return None
+    points = list(ways(json.loads((base / "count.json").read_text())))
+    for how in hows:
+        if how.startswith("times"):
+            at_random_times(base, expected, whole, int(how.split(",")[1]))
+            continue
+        chosen = points
+        if how != "all":
+            n, seed = map(int, how.split(","))
+            places = np.random.default_rng(seed).choice(len(points), n, replace=False)
+            chosen = [points[k] for k in sorted(places)]
+        for at, when, name in chosen:
+            stop = killing.Interposer(at, when, lambda name: os.kill(os.getpid(), signal.SIGKILL))
+            report(base, expected, at, when, name, forked(base / "killed", stop))
+
+
+def at_random_times(base, expected, whole, seed):
+    rng = np.random.default_rng(seed)
+    root, kills = base / "killed", 0
+    for _ in range(10):
+        status = forked(root, kill_after=rng.uniform(0.01, whole / 2))
+        kills += os.WIFSIGNALED(status)
+        assert findings(root) == []
+    report(base, expected, kills, "times", "", signal.SIGKILL if kills else 0)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from stillfit.registry import Registry
 from stillfit.studies.initial import cache_folder, first_model, nominal_examples
 from stillfit.studies.season import DEMO_LANES, Effort, season_plan, ways
 
-TRAINING_EVENTS = 40_000
-NOMINAL_EVENTS = 12_000
+TRAINING_EVENTS = 30_000
+NOMINAL_EVENTS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)

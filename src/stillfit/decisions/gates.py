@@ -17,6 +17,7 @@ from stillfit.core.serial import MeanError, correlation_time, mean_error
 from stillfit.core.values import Budget, Cost, UpdateClass, Verdict, VersionId
 
 Floats = NDArray[np.float64]
+_BACK = {"weights": "in seconds", "bitstream": "in a window that is long enough"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +142,9 @@ class NotWorseOnOld:
     independent ones) refuse and say how many it takes.
 
     `unless_stored`: a condition that the candidate forgot counts as remembered where the stored
-    version that served it passes the same test, and is of class `weights` relative to the
-    candidate, so it is back in seconds when the condition is.
+    version that served it passes the same test and can be back soon enough when the condition
+    is: `way_back` is the slowest class that counts, `weights` (seconds) or `bitstream` (a window
+    that is long enough, such as the gap between two fills).
     """
 
     name: str = "not-worse-on-old"
@@ -151,6 +153,7 @@ class NotWorseOnOld:
     confidence: float = 0.95
     least: int = 30
     unless_stored: bool = True
+    way_back: UpdateClass = "weights"
 
     def __post_init__(self) -> None:
         _check(self.margin, self.relative, self.confidence)
@@ -201,7 +204,7 @@ class NotWorseOnOld:
         self, pair: Paired, stored: Stored, forgot: str, condition: str
     ) -> tuple[bool, str]:
         short = stored.version[:8]
-        if stored.update_class != "weights":
+        if stored.update_class == "bitstream" and self.way_back == "weights":
             return False, (
                 f"{forgot}; its stored version {short} needs a new bitstream, which is not back in "
                 "seconds"
@@ -210,7 +213,7 @@ class NotWorseOnOld:
         if passed:
             return True, (
                 f"{condition!r} is remembered by the stored version {short}, which can be "
-                f"redeployed in seconds ({because})"
+                f"redeployed {_BACK[stored.update_class]} ({because})"
             )
         return False, f"{forgot}; nor does its stored version {short} pass: {because}"
 
