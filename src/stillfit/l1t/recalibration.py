@@ -34,7 +34,7 @@ from stillfit.l1t.vertexing import (
 from stillfit.models.networks import copy_network
 from stillfit.models.tensors import tensors
 
-FEWEST = 8  # primary tracks in a cell below which it says nothing
+FEWEST = 12  # primary tracks in a cell below which it says nothing
 MEDIAN_ERROR = 1.2533 * 1.4826  # of a Gaussian's median, from its mean absolute deviation
 ONE_SIGMA = 0.6827
 WORTH = 0.02  # cm, rms over the tracks; the best tracks resolve 0.1 cm
@@ -125,9 +125,15 @@ def recalibrate(
     return changed
 
 
-def table(
-    residual: Floats, cells: NDArray[np.int64], per_eta: int, size: int
-) -> tuple[Floats, float]:
+class Fit(NamedTuple):
+    """A fitted table: corrections in cm, and two measures of how much they say, see `table`."""
+
+    steps: Floats
+    score: float
+    explained: float
+
+
+def table(residual: Floats, cells: NDArray[np.int64], per_eta: int, size: int) -> Fit:
     """Corrections (cm) of `size` cells from residuals of primary tracks, and how much they say.
 
     Per cell: the median m with its error e (from the spread within the cell's eta step). Cells
@@ -136,7 +142,10 @@ def table(
     doi:10.1214/009053604000000030), and a cell that is more likely moved than not gets its
     posterior mean, to whole steps of the track word's z0 (0.01 cm): less cannot be loaded.
 
-    The second answer is (sum of (m / e)^2 - cells) / sqrt(2 cells): 0 +- 1 if nothing moved.
+    `score` says in standard errors how far the cells are from all being unmoved: the sum T of
+    (m / e)^2 over K cells as a chi-squared number, made normal by its cube root (Wilson and
+    Hilferty 1931, doi:10.1073/pnas.17.12.684). `explained` is (T - K) / sqrt(2 K), which compares
+    tables of different size: of two that explain the same, the one with fewer cells has more.
     """
     order = np.lexsort((residual, cells))
     counts = np.bincount(cells, minlength=size)
@@ -146,7 +155,9 @@ def table(
     ordered = residual[order]
     low = starts[full] + (counts[full] - 1) // 2
     middle[full] = 0.5 * (ordered[low] + ordered[starts[full] + counts[full] // 2])
-    deviation = np.abs(residual - middle[cells])
+    # About their own median few tracks spread less than about the true one.
+    inflate = np.sqrt(counts / np.maximum(counts - 1, 1))
+    deviation = np.abs(residual - middle[cells]) * inflate[cells]
     for step in range(size // per_eta):
         mine = slice(step * per_eta, (step + 1) * per_eta)
         inside = full[cells] & (cells // per_eta == step)
@@ -155,12 +166,14 @@ def table(
             spread[mine] = error / np.sqrt(np.maximum(counts[mine], 1))
     spread[~full] = np.inf
     if not full.any():
-        return np.zeros(size), 0.0
+        return Fit(np.zeros(size), 0.0, 0.0)
     m, e = middle[full], spread[full]
-    score = float((((m / e) ** 2).sum() - len(m)) / np.sqrt(2 * len(m)))
+    width = 2 / (9 * len(m))
+    score = float((np.cbrt(np.mean((m / e) ** 2)) - 1 + width) / np.sqrt(width))
     result = np.zeros(size)
     result[full] = np.rint(_posterior(m, e) / Z0_LSB) * Z0_LSB
-    return result, score
+    explained = len(m) * (np.mean((m / e) ** 2) - 1) / np.sqrt(2 * len(m))
+    return Fit(result, score, float(explained))
 
 
 def _posterior(m: Floats, e: Floats) -> Floats:
@@ -270,15 +283,15 @@ def _tables(seen: _Seen, significance: float) -> dict[str, Floats]:
     cells = {"z0_sector": seen.sector[mine], "z0_barrel": seen.barrel[mine]}
     sizes = {name: per_eta * ETA_CELLS for name, per_eta in TABLES.items()}
 
-    def fit(name: str, left: Floats) -> tuple[Floats, float]:
+    def fit(name: str, left: Floats) -> Fit:
         return table(left, cells[name], TABLES[name], sizes[name])
 
-    order = sorted(TABLES, key=lambda name: -fit(name, residual)[1])
+    order = sorted(TABLES, key=lambda name: -fit(name, residual).explained)
     steps = {name: np.zeros(sizes[name]) for name in TABLES}
     for _ in range(3):
         for name in order:
             others = sum(steps[other][cells[other]] for other in TABLES if other != name)
-            step, score = fit(name, residual - others)
+            step, score, _ = fit(name, residual - others)
             worth = float(np.sqrt(np.mean(step[cells[name]] ** 2)))
             applied = score > significance and worth > WORTH
             steps[name] = step if applied else np.zeros(sizes[name])
