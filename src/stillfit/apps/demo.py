@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from stillfit.apps.collect import L1T_METRICS, L1T_SIGMA, collect
 from stillfit.apps.outcome import Outcome, publish
 from stillfit.apps.progress import Progress, silent
@@ -20,6 +22,7 @@ from stillfit.l1t.season import Season
 from stillfit.loop import run
 from stillfit.models.model import Model
 from stillfit.registry import Registry
+from stillfit.streams.ahead import Ahead
 from stillfit.studies.initial import cache_folder, first_model, nominal_examples
 from stillfit.studies.season import DEMO_LANES, Effort, season_plan, ways
 
@@ -58,6 +61,7 @@ def demo(
     A run that was interrupted goes on where it was. `ConfigError` where `out` holds another run.
     """
     settings = settings or Demo()
+    torch.set_num_threads(1)  # see threads in docs/design.md
     began = time.monotonic()
     season = _season(settings)
     folder = RunDir.claim(out, "l1t season", settings)
@@ -76,7 +80,7 @@ def demo(
     plan = season_plan(season, settings.lanes, models, nominal, seed=settings.seed, effort=effort)
     with folder.registry() as registry:
         with progress("season", season.length) as advance:
-            for _ in run(season, plan, registry):
+            for _ in run(Ahead(season), plan, registry):
                 advance(1)
         summary = summarise(registry, season, settings)
     seconds = round(time.monotonic() - began, 1)

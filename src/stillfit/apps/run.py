@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
@@ -71,6 +72,7 @@ def run_file(path: Path, *, out: Path | None = None, progress: Progress = silent
 
     `out`: folder of the run, else that of the run file's `out`, else `runs/NAME`.
     """
+    torch.set_num_threads(1)  # see threads in docs/design.md
     settings = read(path)
     folder = out or settings.head.out or Path("runs") / path.stem
     factories = {settings.head.network: _factory(settings, path.resolve().parent)}
