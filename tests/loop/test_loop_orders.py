@@ -1,6 +1,7 @@
 """A person's orders: obeyed once, whether the loop runs, is being killed, or is down."""
 
 import importlib.util
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,28 +133,31 @@ def test_a_hold_given_between_a_kill_and_the_restart_stops_the_switch(root, agai
     assert verify(root) == []
 
 
-def test_a_hold_given_before_the_very_decision_to_switch_stops_it(root):
-    """Labels come in the gap: gates, staging and switch follow at once, without an event between.
+def test_a_hold_stops_a_switch_whose_batch_of_entries_was_cut_by_a_kill(root):
+    """Request, staging and switch are written together; a kill can leave the first two only.
 
-    The loop is killed right before, and a person holds while it is down: the switch would come
-    before the loop asks for orders at the end of the event, unless it asks right before it.
+    A person holds while the loop is down. On the restart the first new entry would be the switch,
+    before the end of any event: so the loop must ask for orders right before it.
     """
     events, made = season(STORY), plan("finetune")
     number = play(root, events, made, until="switch")
-    other = root.parent / "other"
-    exists = Registry.create(other)
-    with exists as registry:
+    cut = root.parent / "cut"
+    with Registry.create(cut) as registry:
         for step in run(InMemory(events), made, registry):
             if step.number == number - 1:
                 break
-    order(other, "hold")
-    play(other, events, made)
-    with Registry.open(other) as registry:
-        # Obeyed before anything can be decided, or with a candidate that then does not switch.
-        assert "switch" not in kinds(registry)
-        assert kinds(registry)[0] == "deploy"
-        assert kinds(registry).count("obeyed") == 1
-    assert verify(other) == []
+    lines = (root / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    last = next(n for n, line in enumerate(lines) if b'"kind":"switch"' in line)
+    assert b'"kind":"staged"' in lines[last - 1]
+    (cut / "journal.jsonl").write_bytes(b"".join(lines[:last]))
+    shutil.copytree(root / "versions", cut / "versions", dirs_exist_ok=True)
+    order(cut, "hold")
+    with Registry.open(cut) as registry:
+        assert kinds(registry) == ["deploy", "staged", "hold"]
+    play(cut, events, made)
+    with Registry.open(cut) as registry:
+        assert kinds(registry) == ["deploy", "staged", "hold", "obeyed"]
+    assert verify(cut) == []
 
 
 def test_hold_and_resume_while_the_loop_is_down_are_both_obeyed_in_order(root):
