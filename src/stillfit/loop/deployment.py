@@ -33,6 +33,7 @@ from stillfit.registry import Entry, Writer
 from stillfit.streams.store import LabelledStore, View, is_held_out
 from stillfit.updaters.contract import Learner, Updater
 
+BEFORE = "before"
 NO_FILL = np.iinfo(np.int64).min
 
 
@@ -263,7 +264,8 @@ class Deployment:
             Standing(
                 serving=self.serving,
                 served=tuple(self.served),
-                remembered=self.remembered,
+                # Of the time before a change without a name the serving version is the memory.
+                remembered={BEFORE: self.serving, **self.remembered},
                 learners=self.learners,
                 memory=store.training,
             ),
@@ -688,7 +690,7 @@ def select(lane: Lane, store: LabelledStore, since: float | None) -> Rows:
     if name == "all" and len(new):
         earlier = _rows(store.held_out, Term(name, None, float(new.times.min())), lane.judged)
         if len(earlier):
-            old["before"] = earlier
+            old[BEFORE] = earlier
     return Rows(condition=name, fresh=fresh, new=new, old=old)
 
 

@@ -107,7 +107,8 @@ class House:
 
     def decide_before(self, event: Event) -> None:
         """Decide on what is known before `event`: labels that come together are read together."""
-        if event.time > self.clock.now or not isinstance(event, Labels):
+        nothing = not isinstance(event, Notice) and not len(event)
+        if event.time > self.clock.now or not (isinstance(event, Labels) or nothing):
             self.decide()
 
     def decide(self) -> None:
