@@ -41,7 +41,7 @@ class Effort:
 
     retrain: Schedule = field(default_factory=lambda: Schedule(steps=400, batch=400, rate=0.005))
     tune: Schedule = field(default_factory=lambda: Schedule(steps=120, batch=300, rate=0.002))
-    store_bytes: int = 192 * 2**20
+    store_bytes: int = 128 * 2**20
 
 
 def ways(effort: Effort) -> dict[str, tuple[str, dict[str, Rung]]]:
