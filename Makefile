@@ -14,8 +14,8 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST)
 
 check: $(STAMP)
-	$(BIN)/ruff format --check src tests benchmarks docs examples
-	$(BIN)/ruff check src tests benchmarks docs examples
+	$(BIN)/ruff format --check src tests benchmarks docs/*.py examples/*.py
+	$(BIN)/ruff check src tests benchmarks docs/*.py examples/*.py
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_tiers.py
 
