@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stillfit.core.arrays import Array
+from stillfit.core.arrays import Array, Index
 from stillfit.core.events import Block, Examples
 from stillfit.core.predictive import Predictive
 from stillfit.core.state import from_arrays, to_arrays
@@ -724,8 +724,10 @@ def in_order(parts: list[Examples]) -> Examples:
 
 def stretches(
     conditions: NDArray[np.str_], fills: NDArray[np.int64]
-) -> list[tuple[int | None, NDArray[np.int64]]]:
+) -> list[tuple[int | None, Index]]:
     """Where the events of each fill and condition are, with the number of the fill if known."""
+    if np.all(conditions == conditions[0]) and np.all(fills == fills[0]):
+        return [(None if fills[0] == NO_FILL else int(fills[0]), slice(None))]
     _, names = np.unique(conditions, return_inverse=True)
     pairs = np.stack([names.reshape(-1), fills])
     kinds, first, which = np.unique(pairs, axis=1, return_index=True, return_inverse=True)
