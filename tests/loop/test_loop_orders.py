@@ -307,6 +307,36 @@ def test_a_persons_rollback_meets_an_automatic_one_that_waits_for_its_window(roo
     assert verify(root) == []
 
 
+def test_late_labels_of_an_earlier_service_say_nothing_about_the_present_one(root):
+    """A served the changed world badly, B replaced it, a person goes back to A.
+
+    Labels of what A served before come after that. They are journaled, but the monitors, whose
+    reference is new, read only what A has served since.
+    """
+    events, made = season([N, S, S, S, S, S]), plan("finetune", tries=10**6)
+    number = play(root, events, made, until="switch")
+    first, _ = first_and_second(root)
+    order(root, "rollback", version=first)
+    play(root, events, made)
+    with Registry.open(root) as registry:
+        back = registry.history(kinds=("obeyed",))[0]
+        # Labels of fill 3 come in the gap of fill 4; A served fill 3 before, and fill 4 after.
+        told = [
+            entry for entry in registry.history("finetune", kinds=("performance",))
+            if entry.version == first and entry.time > back.time
+        ]  # fmt: skip
+        (alarm, *_) = [
+            entry for entry in registry.history("finetune", kinds=("alarm",))
+            if entry.time > back.time
+        ]  # fmt: skip
+        early = [entry for entry in told if entry.payload["last"] < back.time]
+        late = [entry for entry in told if entry.payload["first"] > back.time]
+        assert number < len(events)
+        assert early
+        assert late
+        assert early[-1].time < alarm.time == late[0].time
+
+
 # -- letters ------------------------------------------------------------------------------------
 
 
