@@ -2,8 +2,9 @@
 
 As a program: `loop_script.py DIRECTORY HOW...` runs the loop once undisturbed, then with SIGKILL:
 at every write (HOW `all`), at `n` of them drawn with a seed (`n,seed`), or ten times in one run
-after random times (`times,seed`). Each run is gone on with and compared with the first. One JSON
-line per run.
+after random times (`times,seed`). Each run is gone on with and compared with the first. With
+`orders,n,seed` a person orders to hold and to resume meanwhile, so the journals may differ by when
+that is obeyed, but not in that it is, once. One JSON line per run.
 """
 
 import importlib.util
@@ -21,7 +22,7 @@ from stillfit.core.events import Notice
 from stillfit.decisions.probation import Probation
 from stillfit.loop import run
 from stillfit.monitors.late import LateMetric
-from stillfit.registry import Registry, verify
+from stillfit.registry import Command, Registry, verify
 from stillfit.streams.contract import InMemory
 
 
@@ -70,15 +71,23 @@ def plan():
     return made.__class__(**{**vars(made), "checkpoint": 8})
 
 
-def play(root):
+ORDERS = {9: "hold", 31: "resume"}
+
+
+def play(root, orders=False):
     """Begin, or go on, to the end."""
     fresh = not Registry.exists(root)
     with Registry.create(root) if fresh else Registry.open(root, write=True) as registry:
-        for _ in run(stream(), plan(), registry):
-            pass
+        for step in run(stream(), plan(), registry):
+            kind = ORDERS.get(step.number) if orders else None
+            given = [e.kind for e in registry.history("ladder") if e.actor != "loop"]
+            if kind and kind not in given and not registry.waiting():
+                assert Registry.order(
+                    root, Command(lane="ladder", kind=kind, because="so be it", actor="anna")
+                ) is None  # fmt: skip
 
 
-def forked(root, interposer=None, kill_after=None):
+def forked(root, interposer=None, kill_after=None, orders=False):
     """Play in a child; its exit status."""
     child = os.fork()
     if child == 0:
@@ -87,7 +96,7 @@ def forked(root, interposer=None, kill_after=None):
             os.fsync = os.fdatasync = lambda handle: None
             if interposer is not None:
                 interposer.install()
-            play(root)
+            play(root, orders)
             status = 0
         finally:
             if interposer is not None:
@@ -148,6 +157,9 @@ def main(directory, *hows):
     assert forked(base / "counted", killing.Interposer(-1, "before", None)) == 0
     points = list(ways(json.loads((base / "count.json").read_text())))
     for how in hows:
+        if how.startswith("orders"):
+            with_orders(base, *map(int, how.split(",")[1:]))
+            continue
         if how.startswith("times"):
             at_random_times(base, expected, whole, int(how.split(",")[1]))
             continue
@@ -159,6 +171,32 @@ def main(directory, *hows):
         for at, when, name in chosen:
             stop = killing.Interposer(at, when, lambda name: os.kill(os.getpid(), signal.SIGKILL))
             report(base, expected, at, when, name, forked(base / "killed", stop))
+
+
+def with_orders(base, n, seed):
+    assert forked(base / "ordered", killing.Interposer(-1, "before", None), orders=True) == 0
+    points = list(ways(json.loads((base / "count.json").read_text())))
+    places = np.random.default_rng(seed).choice(len(points), min(n, len(points)), replace=False)
+    root = base / "killed"
+    for place in sorted(places):
+        at, how, name = points[place]
+        stop = killing.Interposer(at, how, lambda name: os.kill(os.getpid(), signal.SIGKILL))
+        status = forked(root, stop, orders=True)
+        first = findings(root)
+        again = forked(root, orders=True)
+        with Registry.open(root) as registry:
+            told = [
+                entry.kind for entry in registry.history("ladder")
+                if entry.actor != "loop" or entry.kind in ("obeyed", "switch")
+            ]  # fmt: skip
+            waiting = len(registry.waiting())
+        line = {
+            "at": at, "how": how, "call": name, "status": again, "told": told, "waiting": waiting,
+            "killed": os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL,
+            "findings": first, "findings_after": findings(root),
+        }  # fmt: skip
+        print(json.dumps(line), flush=True)  # noqa: T201
+        shutil.rmtree(root)
 
 
 def at_random_times(base, expected, whole, seed):
