@@ -8,7 +8,6 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from stillfit.core.arrays import Arrays, Ragged
 from stillfit.core.errors import DataError
@@ -105,12 +104,14 @@ def auc(values: Floats, truth: NDArray[np.bool_]) -> float:
 
     Source: Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747. NaN for a single class.
     """
-    positive = int(np.count_nonzero(truth))
-    negative = len(truth) - positive
-    if not positive or not negative:
+    positive, negative = np.sort(values[truth]), values[~truth]
+    if not len(positive) or not len(negative):
         return float("nan")
-    ranks = rankdata(values)
-    return float((ranks[truth].sum() - positive * (positive + 1) / 2) / (positive * negative))
+    # Sorting the few primary tracks and looking the others up is faster than ranking all.
+    below = np.searchsorted(positive, negative, "left").sum(dtype=np.float64)
+    up_to = np.searchsorted(positive, negative, "right").sum(dtype=np.float64)
+    pairs = float(len(positive)) * len(negative)
+    return float(1 - 0.5 * (below + up_to) / pairs)
 
 
 def balanced_accuracy(values: Floats, truth: NDArray[np.bool_]) -> float:

@@ -39,7 +39,7 @@ class Effort:
     `retrain`: from nothing, on everything kept. `tune`: from the serving weights.
     """
 
-    retrain: Schedule = field(default_factory=lambda: Schedule(steps=400, batch=400, rate=0.005))
+    retrain: Schedule = field(default_factory=lambda: Schedule(steps=500, batch=200, rate=0.005))
     tune: Schedule = field(default_factory=lambda: Schedule(steps=120, batch=300, rate=0.002))
     store_bytes: int = 128 * 2**20
 
@@ -145,6 +145,6 @@ def season_plan(
         seeds=Seeds(seed),
         rate=scenario.fills * scenario.events / days,
         window=FromNotices(),
-        checkpoint=2 * (season.blocks + 3),  # every second fill
+        checkpoint=4 * (season.blocks + 3),  # every fourth fill
         run="season",
     )
