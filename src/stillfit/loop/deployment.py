@@ -234,6 +234,7 @@ class Deployment:
         if self.baking is not None:
             self._bake(now)
         self._refit(store, now)
+        self._drop_stale(store, now)
         idle = self.staged is None and self.baking is None and not self.held
         # Without new labels nothing could be learned or judged that was not before.
         if not idle or self.lane.ladder is None or not self.news:
@@ -385,12 +386,27 @@ class Deployment:
     def _go_back(self, order: Entry, now: float, store: LabelledStore) -> None:
         """A person's rollback: at once, in any window, and what was on its way is dropped."""
         assert order.version is not None
-        if self.staged is not None:
-            because = f"{order.actor} rolled back; it was to replace {self.serving[:8]}"
-            self._journal("withdrawn", now, version=self.staged.version, because=because)
-        self.staged, self.baking = None, None
+        self._withdraw(f"{order.actor} rolled back; it was to replace {self.serving[:8]}", now)
+        self.baking = None
         self._change(order.version, now)
         self._refer(store, "switch", now)
+
+    def _drop_stale(self, store: LabelledStore, now: float) -> None:
+        """A candidate that still waits when labels show another condition is not for the present.
+
+        It would fail its probation, and a person would have to lift the HOLD.
+        """
+        if self.staged is None or self.staged.kind == "rollback" or not self.news:
+            return
+        newest = newest_condition(store)
+        if newest != self.staged.condition:
+            was = self.staged.condition
+            self._withdraw(f"it was chosen for {was!r}; the newest labels are of {newest!r}", now)
+
+    def _withdraw(self, because: str, now: float) -> None:
+        if self.staged is not None:
+            self._journal("withdrawn", now, version=self.staged.version, because=because)
+            self.staged = None
 
     def _bake(self, now: float) -> None:
         assert self.baking is not None

@@ -17,9 +17,14 @@ from stillfit.models.task import Task
 from stillfit.registry import Architecture as StoredArchitecture
 from stillfit.registry import Manifest, Registry, VersionFacts
 
+# Models that are kept loaded; a year of daily updates must not fill the memory.
+KEPT = 32
+
 
 class Shelf:
-    """Models by version id: loaded once from the registry, built by trusted factories only.
+    """Models by version id: loaded from the registry, built by trusted factories only.
+
+    The `KEPT` ones that were asked for last stay loaded.
 
     It also remembers what a version said of the events at hand, until `forget`: lanes that serve
     the same version answer once, and a climb judges its incumbent once.
@@ -35,14 +40,18 @@ class Shelf:
 
     def get(self, version: VersionId) -> Model:
         """The model of a stored version, every hash of it checked when it is first loaded."""
-        if version not in self._models:
+        model = self._models.pop(version, None)
+        if model is None:
             stored = self._registry.load_version(version)
             told = stored.manifest.facts.architecture
             architecture = Architecture(told.factory, told.arguments)
             network = build(architecture, self._factories)
             load_weights(network, stored.weights)
-            self._models[version] = Model(network.eval(), self._task, architecture)
-        return self._models[version]
+            model = Model(network.eval(), self._task, architecture)
+        self._models[version] = model  # the newest last
+        while len(self._models) > KEPT:
+            del self._models[next(iter(self._models))]
+        return model
 
     def serve(self, version: VersionId, inputs: Arrays) -> Served:
         """What a version says of raw inputs, signed with its id."""
