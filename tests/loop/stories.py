@@ -259,6 +259,9 @@ def check_lane(story, entries, manifests):
             staged = entry
         elif kind == "refused":
             assert not all(v["accepted"] for v in entry.payload["verdicts"])
+        elif kind == "withdrawn":
+            assert staged is not None and staged.version == version
+            staged = None
         elif kind == "switch":
             assert not held and not leaving, "a held lane switched"
             assert staged is not None and staged.version == version, "nothing of it was staged"

@@ -102,7 +102,7 @@ def measured(folder, monkeypatch, blocks, share):
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.0], ids=["all", "some", "none"])
 def test_nothing_grows_once_everything_is_full(tmp_path, monkeypatch, share):
     """Also where labels are few or never come, so that blocks wait until they are expired."""
-    half, end = measured(tmp_path, monkeypatch, 500, share)
+    half, end = measured(tmp_path, monkeypatch, 440, share)
     assert end["joiner"] <= PENDING
     assert end["store"] <= STORE
     # Chunks are joined as they come, up to a 32nd of the budget each.
