@@ -239,7 +239,7 @@ def test_a_candidate_whose_condition_has_gone_is_withdrawn(tmp_path):
     made = replace(
         made,
         lanes=(replace(made.lanes[0], rungs={"finetune": tune}),),
-        window=FromNotices(build=9 * toy.HOUR),
+        window=FromNotices(build=10.5 * toy.HOUR),
     )
     with Registry.create(tmp_path / "registry") as registry:
         list(run(InMemory(toy.season(story, n=240, blocks=2)), made, registry))
