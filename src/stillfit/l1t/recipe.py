@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from stillfit.core.arrays import concat, n_events
+from stillfit.core.arrays import Arrays, Column, Ragged, concat, concat_columns, n_events
 from stillfit.core.errors import ConfigError
 from stillfit.core.events import Examples
 from stillfit.core.seeds import Seeds
@@ -89,14 +90,13 @@ def train_vertex(
     model = Model(build(architecture, FACTORIES), VertexTask(), architecture)
     told = _Told(progress, events)
     passes = schedule.steps * schedule.batch / events
-    parts = []
-    targets = []
+    parts: list[Arrays] = []
+    targets: list[Arrays] = []
     for tracks in _simulated(events, conditions or nominal(), library, seed, "train"):
         parts.append(model.task.prepare(model.network, tracks.to_inputs()))
         targets.append(tracks.to_targets())
         told.add(n_events(targets[-1]) / (1 + passes))
-    data = Prepared(concat(parts), concat(targets), events)
-    del parts, targets  # the training set is held once
+    data = Prepared(_emptied(parts), concat(targets), events)
     draw = shuffled(data, schedule.batch, Seeds(seed).rng("batches"))
     for _ in train(model, draw, schedule, rates=FROZEN):
         told.add(schedule.batch / (1 + passes))
@@ -127,7 +127,35 @@ def _simulated(
     # The compiled loops release the interpreter's lock: threads share the library.
     workers = min(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
     with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(chunk, range(0, n, CHUNK))
+        ahead: deque[Future[Tracks]] = deque()
+        for first in range(0, n, CHUNK):
+            ahead.append(pool.submit(chunk, first))
+            if len(ahead) > workers:  # no more is made than can be taken
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _emptied(parts: list[Arrays]) -> Arrays:
+    """The parts as one, each given up once it is copied: the training set is held once."""
+    columns = {name: [part[name] for part in parts] for name in parts[0]}
+    parts.clear()
+    joined: dict[str, Column] = {}
+    for name, pieces in columns.items():
+        ragged = [piece for piece in pieces if isinstance(piece, Ragged)]
+        if len(ragged) < len(pieces):
+            joined[name] = concat_columns(pieces)
+            continue
+        pieces.clear()
+        counts = np.concatenate([piece.counts for piece in ragged])
+        values = np.empty((int(counts.sum()), *ragged[0].values.shape[1:]), ragged[0].values.dtype)
+        end = len(values)
+        while ragged:
+            last = ragged.pop().values
+            values[end - len(last) : end] = last
+            end -= len(last)
+        joined[name] = Ragged.from_counts(values, counts)
+    return joined
 
 
 class _Told:
