@@ -27,7 +27,8 @@ from stillfit.core.values import JSON
 from stillfit.registry import Entry, Registry
 
 TOLD = ("deploy", "alarm", "clear", "request", "declined", "refused", "staged", "switch", "kept",
-        "rollback", "hold", "resume", "call", "monitor-failed", "note")  # fmt: skip
+        "rollback", "hold", "resume", "call", "withdrawn", "monitor-failed",
+        "updater-failed", "policy-failed", "note")  # fmt: skip
 L1T_METRICS = (
     Metric(name="efficiency", title="Efficiency |dz| < 0.15 cm"),
     Metric(name="balanced_accuracy", title="Balanced accuracy of the association"),

@@ -42,7 +42,10 @@ STEPS = {
     "verdict": "a gate's verdict",
     "staged": "staged, waits for a window",
     "kept": "kept after probation",
+    "withdrawn": "staged candidate withdrawn",
     "monitor-failed": "a monitor failed; serving went on",
+    "updater-failed": "an updater failed; serving went on",
+    "policy-failed": "a policy failed; serving went on",
     **MEANING,
 }
 
