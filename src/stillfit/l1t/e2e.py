@@ -7,6 +7,7 @@ pattern filter whose maximum is the vertex, and an association of each track to 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -153,9 +154,9 @@ class HistogramNetwork(VertexFinder):
     pattern: Pattern
     sigma: EventSigma
 
+    @abstractmethod
     def trained(self, tracks: RaggedTensor, rows: Tensor) -> Trained:
         """One training pass; `rows` (int64): the tracks whose association is asked for."""
-        raise NotImplementedError
 
     def answer(self, peak: Peak, logits: Tensor) -> Found:
         """What is served, with the calibration's threshold and sigma scale."""
