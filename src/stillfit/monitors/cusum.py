@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from stillfit.core.arrays import Arrays, Ragged, names_of
+from stillfit.core.arrays import Arrays
 from stillfit.core.errors import ConfigError, DataError
 from stillfit.core.serial import correlation_time
 from stillfit.core.values import Evidence, Served
@@ -25,6 +25,7 @@ from stillfit.monitors.calibrate import (
     sample_world,
     tail_threshold,
 )
+from stillfit.monitors.score import event_score, score_name
 
 # Resampled worlds of the calibration, and events drawn from each; about 0.1 s in all.
 WORLDS, LENGTH = 60, 100_000
@@ -217,27 +218,12 @@ class ScoreCusum(_Cusum):
     ) -> tuple[CusumState, Evidence]:
         scores = self._score(served)
         seen = np.full(len(scores), time)
-        new, evidence = self._step(self.name, self._what, state, time, seen, scores)
+        new, evidence = self._step(self.name, score_name(self.output), state, time, seen, scores)
         return new, evidence
 
-    @property
-    def _what(self) -> str:
-        return "the uncertainty" if self.output is None else f"the output {self.output!r}"
-
     def _score(self, served: Served) -> Floats:
-        sign = 1.0 if self.side == "up" else -1.0
-        if self.output is None:
-            return sign * finite(served.predictive.std, self._what)
-        if self.output not in served.outputs:
-            raise DataError(
-                f"the serving model has no output {self.output!r}; it has "
-                f"{names_of(served.outputs)}"
-            )
-        column = served.outputs[self.output]
-        if isinstance(column, Ragged):
-            sums = np.bincount(column.events, column.values, minlength=len(column))
-            return sign * finite(sums / np.maximum(column.counts, 1), self._what)
-        return sign * finite(column, self._what)
+        scores = event_score(served, self.output)
+        return scores if self.side == "up" else -scores
 
 
 @numba.njit(cache=True)
