@@ -24,8 +24,8 @@ from stillfit.l1t.vertex import (
     VertexTask,
     balanced_bce,
     event_balanced_accuracy,
-    scaled_crps,
 )
+from stillfit.models.likelihood import scaled_crps
 from stillfit.models.model import Architecture, Model
 from stillfit.models.tensors import tensors
 from stillfit.models.training import Prepared, Schedule, shuffled, train

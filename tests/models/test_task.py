@@ -11,9 +11,9 @@ from stillfit.core.arrays import Ragged
 from stillfit.core.errors import DataError, ShapeError
 from stillfit.core.events import Examples
 from stillfit.core.predictive import Categorical, Mixture
+from stillfit.models.likelihood import LOG_VARIANCE_LIMIT
 from stillfit.models.networks import MLP, WithNoise
 from stillfit.models.task import (
-    LOG_VARIANCE_LIMIT,
     Classification,
     Regression,
     dense,
@@ -21,6 +21,7 @@ from stillfit.models.task import (
     truth,
 )
 from stillfit.models.tensors import tensors
+from stillfit.models.uncertain import predict
 
 
 class Says(nn.Module):
@@ -52,7 +53,7 @@ def test_the_regression_loss_is_the_gaussian_negative_log_likelihood_without_its
     loss = float(REGRESSION.loss(network, prepared, tensors({"y": y})))
     exact = -Mixture.gaussian(mean, variance).log_prob(y).mean() - 0.5 * math.log(2 * math.pi)
     assert loss == pytest.approx(exact, rel=1e-5)
-    predictive, outputs = REGRESSION.predict(network, prepared)
+    predictive, outputs = predict(REGRESSION, network, prepared)
     np.testing.assert_allclose(predictive.mean, mean, rtol=1e-6)
     np.testing.assert_allclose(predictive.variance, variance, rtol=1e-5)
     assert outputs == {}
@@ -72,7 +73,7 @@ def test_the_regression_loss_is_least_at_the_sample_mean_and_variance():
 
 def test_a_diverged_log_variance_is_bounded():
     network = Says([[0.0, 1e9], [0.0, -1e9]])
-    predictive, _ = REGRESSION.predict(network, {"x": torch.zeros(2, 2)})
+    predictive, _ = predict(REGRESSION, network, {"x": torch.zeros(2, 2)})
     limit = math.exp(LOG_VARIANCE_LIMIT)
     np.testing.assert_allclose(predictive.variance, [limit, 1 / limit])
     assert math.isfinite(
@@ -112,7 +113,7 @@ def test_the_classification_loss_is_the_cross_entropy(inputs):
     logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     exact = -logs[np.arange(5), y]
     assert float(CLASSES.loss(network, prepared, tensors({"y": y}))) == pytest.approx(exact.mean())
-    predictive, _ = CLASSES.predict(network, prepared)
+    predictive, _ = predict(CLASSES, network, prepared)
     np.testing.assert_allclose(predictive.probabilities, np.exp(logs), rtol=1e-5)
     errors = CLASSES.errors(predictive, {}, {"y": y})
     np.testing.assert_allclose(errors["log_loss"], exact, rtol=1e-5)
@@ -178,14 +179,12 @@ def test_a_missing_target_is_named_with_those_that_are_there():
 
 def test_networks_of_the_wrong_output_are_refused():
     x = {"x": torch.zeros(2, 2)}
-    with pytest.raises(
-        ShapeError, match=r"must return \(n, 2\), mean and log-variance, got \(2, 1"
-    ):
-        REGRESSION.predict(Says(np.zeros((2, 1))), x)
+    with pytest.raises(ShapeError, match=r"must return \(n, 2\), for 2 events it gave \(2, 1\)"):
+        predict(REGRESSION, Says(np.zeros((2, 1))), x)
     with pytest.raises(ShapeError, match="wrap one of a single output in WithNoise"):
         REGRESSION.loss(Says(np.zeros(2)), x, {"y": torch.zeros(2)})
     with pytest.raises(ShapeError, match=r"for 3 classes must return \(n, 3\), got \(2, 2\)"):
-        CLASSES.predict(Says(np.zeros((2, 2))), x)
+        predict(CLASSES, Says(np.zeros((2, 2))), x)
 
 
 def examples(n=200, seed=0):

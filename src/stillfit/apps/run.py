@@ -30,6 +30,7 @@ from stillfit.core.errors import ConfigError, DataError
 from stillfit.core.events import Block, Event, Examples, Labels
 from stillfit.core.seeds import Seeds
 from stillfit.loop import Lane, Plan, run
+from stillfit.models import uncertain
 from stillfit.models.model import Architecture, Factory, Model, build, load_weights
 from stillfit.models.task import Regression
 from stillfit.models.training import Prepared, shuffled, train
@@ -139,7 +140,7 @@ def first_version(
         return model, nominal
     if size and any(True for _ in model.network.parameters()):
         seeds = Seeds(head.seed)
-        network = model.task.fresh(model.network, training, seeds.integer("first"))
+        network = uncertain.fresh(model.task, model.network, training, seeds.integer("first"))
         model = Model(network, model.task, architecture)
         batches = shuffled(
             Prepared.of(model, training), first.schedule.batch, seeds.rng("first", "batches")

@@ -163,7 +163,7 @@ class AdaptiveE2E(HistogramNetwork):
             weights=each.weight,
             logits=self._logits(asked, peak.z0[tracks.events[rows]]),
             hard_z0=peak.z0,
-            log_sigma=self.sigma(peak.features),
+            raw=self.sigma(peak.features),
             track_z0=each.z0,
             track_sigma=each.sigma,
         )

@@ -30,6 +30,7 @@ from stillfit.l1t.vertexing import (
     histogram,
     winner,
 )
+from stillfit.models.likelihood import GaussianCrps, Likelihood
 from stillfit.models.tensors import RaggedTensor
 
 PT_CLIP = 128.0  # GeV
@@ -41,16 +42,17 @@ class Trained(NamedTuple):
 
     `z0` (n,): soft position in cm. `weights` (items,). `logits` (rows,), before the
     threshold, of the asked tracks.
-    `hard_z0` (n,): position at inference, without gradient; `log_sigma` (n,), of cm, whose
-    gradient reaches the sigma head alone. `track_z0`, `track_sigma` (items,): cm, corrected
-    position and its scale, or None where tracks have no sigma of their own.
+    `hard_z0` (n,): position at inference, without gradient; `raw` (n, outputs): likelihood of
+    true z0 - hard_z0, cm, whose gradient reaches the event head alone. `track_z0`, `track_sigma`
+    (items,): cm, corrected position and its scale, or None where tracks have no sigma of their
+    own.
     """
 
     z0: Tensor
     weights: Tensor
     logits: Tensor
     hard_z0: Tensor
-    log_sigma: Tensor
+    raw: Tensor
     track_z0: Tensor | None = None
     track_sigma: Tensor | None = None
 
@@ -136,23 +138,49 @@ class Pattern(nn.Module):
         return Peak(best, torch.where(found, z0, torch.zeros_like(z0)), score, features)
 
 
-class EventSigma(nn.Module):
-    """log sigma (cm) of each event's position from a few features of the histogram, n-8-1."""
+class EventHead(nn.Module):
+    """Likelihood of an event's true z0 - found z0 (cm) from a few features of its histogram.
+
+    Features without gradient, so that it cannot bend what it judges; n-8-`likelihood.outputs`.
+    """
+
+    likelihood: Likelihood
+
+    def __init__(self, likelihood: Likelihood, features: int = 4) -> None:
+        super().__init__()
+        self.likelihood = likelihood
+        last = Head(8, likelihood.unit)
+        self.layers = nn.Sequential(nn.Linear(features, 8), nn.ReLU(), last)
+
+    def forward(self, features: Tensor) -> Tensor:
+        raw: Tensor = self.layers(features.detach())
+        return raw
+
+
+class EventSigma(EventHead):
+    """The head of the published network here: log sigma alone, n-8-1, about the found z0."""
 
     def __init__(self, features: int = 4) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
+        self.likelihood = GaussianCrps()
         self.layers = nn.Sequential(nn.Linear(features, 8), nn.ReLU(), nn.Linear(8, 1))
 
     def forward(self, features: Tensor) -> Tensor:
         out: Tensor = self.layers(features.detach())[:, 0]
-        return out.clamp(*LOG_SIGMA_REACH)
+        log_sigma = out.clamp(*LOG_SIGMA_REACH)
+        return torch.stack([torch.zeros_like(log_sigma), 2 * log_sigma], 1)
 
 
 class HistogramNetwork(VertexFinder):
     """What the faithful and the adaptive network share: histogram, peak, event sigma, answers."""
 
     pattern: Pattern
-    sigma: EventSigma
+    sigma: EventHead
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Of the position: what the event head's outputs mean."""
+        return self.sigma.likelihood
 
     @abstractmethod
     def trained(self, tracks: RaggedTensor, rows: Tensor) -> Trained:
@@ -160,11 +188,15 @@ class HistogramNetwork(VertexFinder):
 
     def answer(self, peak: Peak, logits: Tensor) -> Found:
         """What is served, with the calibration's threshold and sigma scale."""
-        sigma = torch.exp(self.sigma(peak.features)) * self.calibration.sigma_scale
-        widest = torch.full_like(sigma, BINS * BIN_WIDTH)
-        sigma = torch.where(peak.score > 0, sigma, widest)
+        likelihood = self.likelihood
+        raw = likelihood.rescale(
+            self.sigma(peak.features).double(), peak.z0.double(), self.calibration.sigma_scale
+        )
+        unit = torch.tensor(likelihood.unit, dtype=raw.dtype, device=raw.device)
+        nowhere = likelihood.rescale(unit[None], 0.0, BINS * BIN_WIDTH)
+        raw = torch.where((peak.score > 0)[:, None], raw, nowhere)
         association = torch.sigmoid(logits - self.calibration.threshold)
-        return Found(peak.z0, sigma.double() ** 2, peak.score, association)
+        return Found(peak.z0, raw, peak.score, association)
 
 
 class Head(nn.Linear):

@@ -124,11 +124,12 @@ class FastHisto(VertexFinder):
         sigma = self.sigma * self.calibration.sigma_scale
         empty = total == 0
         z0 = torch.where(empty, torch.zeros_like(z0), z0)
-        variance = torch.where(empty, BINS * BIN_WIDTH, sigma).double() ** 2
+        log_variance = 2 * torch.log(torch.where(empty, BINS * BIN_WIDTH, sigma).double())
         away = (centre(place) - z0[tracks.events]).abs()
         closeness = window / (window + away)
         association = torch.where(good > 0, closeness, 0.49 * closeness)
-        return Found(z0, variance, total.double(), association)
+        raw = torch.stack([z0.double(), log_variance], 1)
+        return Found(z0, raw, total.double(), association)
 
 
 def fasthisto_model(examples: Examples, **arguments: Any) -> Model:

@@ -31,6 +31,7 @@ from stillfit.l1t.vertexing import (
     VertexFinder,
     ragged,
 )
+from stillfit.models.likelihood import likelihood_of
 from stillfit.models.networks import copy_network
 from stillfit.models.tensors import tensors
 
@@ -344,7 +345,7 @@ def _look(network: VertexFinder, examples: Examples) -> _Seen:
                 logit=odds + float(network.calibration.threshold),
                 is_pv=flags[rows].values > 0,
                 events=events + first,
-                pull=away / np.sqrt(found.variance.numpy()),
+                pull=away / likelihood_of(network).predictive(found.raw[None]).std,
             )
         )
     return _Seen(*(_joined([part[k] for part in parts]) for k in range(len(_Seen._fields))))

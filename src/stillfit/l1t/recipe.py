@@ -21,6 +21,7 @@ from stillfit.l1t.detector import Tracks, simulate
 from stillfit.l1t.factories import FACTORIES
 from stillfit.l1t.library import Library
 from stillfit.l1t.vertex import VertexTask
+from stillfit.models import uncertain
 from stillfit.models.model import Architecture, Model, build
 from stillfit.models.training import Prepared, Schedule, shuffled, train
 
@@ -93,7 +94,7 @@ def train_vertex(
     parts: list[Arrays] = []
     targets: list[Arrays] = []
     for tracks in _simulated(events, conditions or nominal(), library, seed, "train"):
-        parts.append(model.task.prepare(model.network, tracks.to_inputs()))
+        parts.append(uncertain.prepare(model.task, model.network, tracks.to_inputs()))
         targets.append(tracks.to_targets())
         told.add(n_events(targets[-1]) / (1 + passes))
     data = Prepared(_emptied(parts), concat(targets), events)

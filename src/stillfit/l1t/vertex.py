@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,18 +13,18 @@ from torch.nn import functional
 from stillfit.core.arrays import Array, Arrays, Ragged
 from stillfit.core.errors import ConfigError, DataError, ShapeError
 from stillfit.core.events import Examples
-from stillfit.core.predictive import Categorical, Mixture, Predictive
+from stillfit.core.predictive import Categorical, Predictive
 from stillfit.l1t.e2e import HistogramNetwork
 from stillfit.l1t.metrics import as_figures, vertex_metrics
 from stillfit.l1t.recalibration import recalibrate
 from stillfit.l1t.vertexing import VertexFinder, ragged
+from stillfit.models.likelihood import likelihood_of
 from stillfit.models.networks import reinitialised
-from stillfit.models.task import dense
+from stillfit.models.task import Answer, dense
 from stillfit.models.tensors import Tensors
 
 NEAR = 0.15  # cm: a vertex within it is found
 _NOT_A_POSITION = "a vertex is a position: its prediction must be a distribution of z"
-INV_SQRT_2PI = 1 / math.sqrt(2 * math.pi)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +35,18 @@ class VertexTask:
 
     Loss: Huber(soft z0 - z0; `huber` cm) + `association` x class-balanced binary cross-entropy
     + `regulariser` x (90th percentile of the weights - 1)^2, which keeps the weights' scale where
-    the soft arg-max works, + `event_sigma` x Gaussian CRPS of the position that is served, whose
-    gradient reaches the sigma head alone, + `track_sigma` x Laplace negative log-likelihood of z0
-    of primary tracks, for networks with a sigma per track. CRPS and not likelihood: with a few
-    percent of vertices found centimetres away, the likelihood gives every event the sigma of the
-    failures (its 1-sigma intervals held 97 % of the truths; with CRPS 70 %).
+    the soft arg-max works, + `event_sigma` x loss of the event head's likelihood (Gaussian CRPS
+    unless converted) of the position that is served, whose gradient reaches that head alone,
+    + `track_sigma` x Laplace negative log-likelihood of z0 of primary tracks, for networks with a
+    sigma per track. CRPS and not likelihood: with a few percent of vertices found centimetres
+    away, the likelihood gives every event the sigma of the failures (its 1-sigma intervals held
+    97 % of the truths; with CRPS 70 %).
     Of the tracks from other vertices only every `thin`-th enters the cross-entropy: they are six
     of seven, mostly easy, and the class balance is kept.
 
-    Prediction: a Gaussian in z0; outputs `association`, ragged float32, at least 0.5 where the
-    track is given to the vertex (thresholds are part of the network), and `score` (n,).
+    Prediction: the network's likelihood of z0, Gaussian unless it was converted; outputs
+    `association`, ragged float32, at least 0.5 where the track is given to the vertex (thresholds
+    are part of the network), and `score` (n,).
 
     Errors, all per event: `"miss"` is 1 where |z0 - true| >= 0.15 cm; `"association"` is 1 minus
     the balanced accuracy of the event's tracks; `"error"`, the headline, is their mean, so it
@@ -93,22 +94,28 @@ class VertexTask:
         if len(out.weights):
             rank = max(1, round(0.9 * len(out.weights)))
             loss = loss + self.regulariser * (out.weights.kthvalue(rank).values - 1) ** 2
-        loss = loss + self.event_sigma * scaled_crps(out.hard_z0 - truth, out.log_sigma).mean()
+        stated = network.likelihood.rescale(out.raw, out.hard_z0, 1.0)
+        loss = loss + self.event_sigma * network.likelihood.loss(stated, truth)
         if out.track_z0 is not None and out.track_sigma is not None and len(primary):
             sigma = out.track_sigma[primary]
             pull = (out.track_z0[primary] - truth[tracks.events[primary]]).abs()
             loss = loss + self.track_sigma * (pull / sigma + torch.log(sigma)).mean()
         return loss
 
-    def predict(
-        self, network: nn.Module, inputs: Tensors
+    def answer(self, network: nn.Module, inputs: Tensors) -> Answer:
+        """Likelihood of z0 (n, outputs), score (n,) and association (items,)."""
+        found = _finder(network).find(ragged(inputs, "tracks"))
+        return found.raw, found.score, found.association
+
+    def state(
+        self, network: nn.Module, answer: Answer, inputs: Tensors
     ) -> tuple[Predictive | Categorical, Arrays]:
         tracks = ragged(inputs, "tracks")
-        found = _finder(network).find(tracks)
+        raw, score, association = answer
         counts = torch.bincount(tracks.events, minlength=tracks.n).numpy()
-        return Mixture.gaussian(found.z0.double().numpy(), found.variance.numpy()), {
-            "association": Ragged.from_counts(found.association.float().numpy(), counts),
-            "score": found.score.float().numpy(),
+        return likelihood_of(network).predictive(raw), {
+            "association": Ragged.from_counts(association.float().mean(0).numpy(), counts),
+            "score": score.float().mean(0).numpy(),
         }
 
     def recalibrate(
@@ -143,18 +150,6 @@ class VertexTask:
         association = ragged_column(outputs, "association")
         metrics = vertex_metrics(predictive.mean, association, targets)
         return {**as_figures(metrics), "sigma_cm": float(np.median(predictive.std))}
-
-
-def scaled_crps(away: Tensor, log_sigma: Tensor) -> Tensor:
-    """CRPS of a Gaussian at a distance `away` from its mean, over sigma (taken as a constant).
-
-    With u = away / sigma: u (2 Phi(u) - 1) + 2 phi(u) - 1 / sqrt(pi). The division weighs sure
-    and unsure events alike and leaves the best sigma of each kind of event as it is.
-    """
-    sigma = torch.exp(log_sigma)
-    u = away / sigma
-    crps = u * torch.erf(u / math.sqrt(2)) + 2 * INV_SQRT_2PI * torch.exp(-0.5 * u**2)
-    return (crps - 1 / math.sqrt(math.pi)) * sigma / sigma.detach()
 
 
 def balanced_bce(logits: Tensor, primary: int) -> Tensor:

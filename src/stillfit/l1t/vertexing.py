@@ -37,12 +37,14 @@ BIN, FRACTION, SECTOR, BARREL, REGION, FIRST_FEATURE = range(6)
 class Found(NamedTuple):
     """What a finder says of n events with `items` tracks in all.
 
-    `z0` (n,) cm; `variance` (n,) cm^2, stated; `score` (n,): the winning bin's; `association`
-    (items,): 0 to 1, at least 0.5 where the track is given to the primary vertex.
+    `z0` (n,) cm: where it looks for tracks. `raw` (n, outputs): the parameters of its likelihood
+    of the vertex position, cm (`models.likelihood`; Gaussian: position and log-variance). `score`
+    (n,): the winning bin's. `association` (items,): 0 to 1, at least 0.5 where the track is given
+    to the primary vertex.
     """
 
     z0: Tensor
-    variance: Tensor
+    raw: Tensor
     score: Tensor
     association: Tensor
 

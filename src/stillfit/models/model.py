@@ -17,6 +17,7 @@ from stillfit.core.events import Examples
 from stillfit.core.predictive import Categorical, Predictive
 from stillfit.core.tables import did_you_mean
 from stillfit.core.values import JSON, Footprint, Served, VersionId
+from stillfit.models import uncertain
 from stillfit.models.networks import copy_network
 from stillfit.models.task import Task
 from stillfit.models.tensors import tensors
@@ -58,8 +59,8 @@ class Model:
         with torch.inference_mode():
             for first in range(0, max(size, 1), chunk):
                 piece = take(inputs, slice(first, min(first + chunk, size)))
-                prepared = tensors(self.task.prepare(self.network, piece))
-                predictive, extra = self.task.predict(self.network, prepared)
+                prepared = tensors(uncertain.prepare(self.task, self.network, piece))
+                predictive, extra = uncertain.predict(self.task, self.network, prepared)
                 parts.append(predictive)
                 outputs.append(extra)
         return join(parts), concat(outputs)
@@ -111,7 +112,8 @@ def load_weights(network: nn.Module, weights: Mapping[str, Array]) -> None:
 def build(architecture: Architecture, factories: Mapping[str, Factory]) -> nn.Module:
     """The network of an architecture, from the factories that the caller trusts.
 
-    Names in a stored file are looked up here and never imported.
+    Names in a stored file are looked up here and never imported. An argument of the form
+    {"factory": ..., "arguments": {...}} is a network inside this one and is built first.
     """
     factory = factories.get(architecture.factory)
     if factory is None:
@@ -120,7 +122,17 @@ def build(architecture: Architecture, factories: Mapping[str, Factory]) -> nn.Mo
             f"this version needs the network factory {architecture.factory!r}, which is not known"
             f"{near}; name it in the run file as `network`"
         )
-    return factory(**architecture.arguments)
+    arguments = {name: _built(value, factories) for name, value in architecture.arguments.items()}
+    return factory(**arguments)
+
+
+def _built(value: JSON, factories: Mapping[str, Factory]) -> JSON | nn.Module:
+    if not isinstance(value, Mapping) or set(value) != {"factory", "arguments"}:
+        return value
+    factory, arguments = value["factory"], value["arguments"]
+    if not isinstance(factory, str) or not isinstance(arguments, Mapping):
+        raise ConfigError(f"a network inside another needs a factory and arguments, got {value}")
+    return build(Architecture(factory, arguments), factories)
 
 
 def join(parts: Sequence[Predictive | Categorical]) -> Predictive | Categorical:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stillfit.core.errors import ConfigError, ShapeError
+from stillfit.models.likelihood import GAUSSIAN, Likelihood
 
 
 class Standardise(nn.Module):
@@ -44,9 +45,12 @@ class Standardise(nn.Module):
 class MLP(nn.Module):
     """Standardised inputs, dense ReLU layers, `outputs` linear outputs, rescaled for regression.
 
-    For regression (`outputs=2`: mean and log-variance) the target's scale is a buffer pair too,
-    so that the network itself works on numbers of order one.
+    For regression (`outputs=2`: mean and log-variance of a Gaussian, or with another `likelihood`
+    after a conversion) the target's scale is a buffer pair too, so that the network itself works
+    on numbers of order one.
     """
+
+    likelihood: Likelihood | None
 
     target_mean: Tensor
     target_std: Tensor
@@ -58,7 +62,7 @@ class MLP(nn.Module):
         for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
-        self.regression = outputs == 2
+        self.likelihood = GAUSSIAN if outputs == 2 else None
         self.register_buffer("target_mean", torch.zeros(()))
         self.register_buffer("target_std", torch.ones(()))
 
@@ -67,17 +71,16 @@ class MLP(nn.Module):
         scale = self.layers[0]
         assert isinstance(scale, Standardise)
         scale.set_from(x)
-        if y is not None and self.regression:
+        if y is not None and self.likelihood is not None:
             mean, std = float(y.mean()), float(y.std())
             self.target_mean.fill_(mean)
             self.target_std.fill_(std if std > 1e-6 * abs(mean) else 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layers(x)
-        if not self.regression:
+        if self.likelihood is None:
             return out
-        mean = out[:, 0] * self.target_std + self.target_mean
-        return torch.stack([mean, out[:, 1] + 2 * torch.log(self.target_std)], 1)
+        return self.likelihood.rescale(out, self.target_mean, self.target_std)
 
 
 class WithNoise(nn.Module):

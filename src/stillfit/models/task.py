@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,19 +14,20 @@ from torch.nn import functional
 from stillfit.core.arrays import Array, Arrays, Ragged, names_of
 from stillfit.core.errors import DataError, ShapeError
 from stillfit.core.events import Examples
-from stillfit.core.predictive import Categorical, Mixture, Predictive
+from stillfit.core.predictive import Categorical, Predictive
+from stillfit.models.likelihood import likelihood_of
 from stillfit.models.networks import WithNoise, reinitialised
 from stillfit.models.tensors import Tensors
 
-# A log-variance beyond +-20 is a diverged network, not a statement about noise.
-LOG_VARIANCE_LIMIT = 20.0
+Answer: TypeAlias = tuple[Tensor, ...]
 
 
 class Task(Protocol):
     """Loss, prediction and error of a kind of network.
 
     The task travels with the network, so that updaters, monitors and gates need not know what
-    is predicted. A method that states uncertainty differently brings its own task.
+    is predicted. A task knows plain networks: what states its uncertainty by several passes or
+    parts is a `models.uncertain.Uncertain`, so call `uncertain.loss` and `uncertain.predict`.
     """
 
     @property
@@ -46,10 +47,17 @@ class Task(Protocol):
         """Mean training loss of a batch of prepared events, a scalar."""
         ...
 
-    def predict(
-        self, network: nn.Module, inputs: Tensors
+    def answer(self, network: nn.Module, inputs: Tensors) -> Answer:
+        """What one pass says of n prepared events: tensors whose first axis is events or items."""
+        ...
+
+    def state(
+        self, network: nn.Module, answer: Answer, inputs: Tensors
     ) -> tuple[Predictive | Categorical, Arrays]:
-        """The headline prediction of prepared events, and further outputs by name."""
+        """What m passes state together: the headline prediction and further outputs by name.
+
+        `answer`: the tensors of `answer` with a leading axis of m passes; m = 1 for one network.
+        """
         ...
 
     def errors(
@@ -88,11 +96,11 @@ def matrix(inputs: Arrays, names: tuple[str, ...]) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Regression:
-    """One number per event with Gaussian noise stated by the network.
+    """One number per event with a distribution stated by the network.
 
-    The network maps (n, features) to (n, 2): mean and log-variance; loss: Gaussian negative
-    log-likelihood (Nix and Weigend 1994, doi:10.1109/ICNN.1994.374138). Errors: `"error"` is
-    |mean - y| in the unit of the target, `"squared"` its square.
+    The network maps (n, features) to (n, outputs) of its likelihood, which gives the loss: by
+    default (n, 2), mean and log-variance of a Gaussian (`models.likelihood`). Errors: `"error"`
+    is |mean - y| in the unit of the target, `"squared"` its square.
     """
 
     features: tuple[str, ...]
@@ -109,16 +117,17 @@ class Regression:
         )
 
     def loss(self, network: nn.Module, inputs: Tensors, targets: Tensors) -> Tensor:
-        mean, log_variance = self._outputs(network, inputs)
-        y = dense(targets, self.target).to(mean.dtype)
-        return 0.5 * (log_variance + (y - mean) ** 2 * torch.exp(-log_variance)).mean()
+        (raw,) = self.answer(network, inputs)
+        return likelihood_of(network).loss(raw, dense(targets, self.target).to(raw.dtype))
 
-    def predict(
-        self, network: nn.Module, inputs: Tensors
+    def answer(self, network: nn.Module, inputs: Tensors) -> Answer:
+        x = dense(inputs, "x")
+        return (likelihood_of(network).check(network(x), len(x)),)
+
+    def state(
+        self, network: nn.Module, answer: Answer, inputs: Tensors
     ) -> tuple[Predictive | Categorical, Arrays]:
-        mean, log_variance = self._outputs(network, inputs)
-        variance = torch.exp(log_variance.double())
-        return Mixture.gaussian(mean.double().numpy(), variance.numpy()), {}
+        return likelihood_of(network).predictive(answer[0]), {}
 
     def errors(
         self, predictive: Predictive | Categorical, outputs: Arrays, targets: Arrays
@@ -142,15 +151,6 @@ class Regression:
             "coverage_90": float(((low <= y) & (y <= high)).mean()),
             "sigma": float(predictive.std.mean()),
         }
-
-    def _outputs(self, network: nn.Module, inputs: Tensors) -> tuple[Tensor, Tensor]:
-        out = network(dense(inputs, "x"))
-        if out.ndim != 2 or out.shape[1] != 2:
-            raise ShapeError(
-                f"a regression network must return (n, 2), mean and log-variance, got "
-                f"{tuple(out.shape)}; wrap one of a single output in WithNoise"
-            )
-        return out[:, 0], out[:, 1].clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,11 +176,14 @@ class Classification:
             self._logits(network, inputs), dense(targets, self.target).long()
         )
 
-    def predict(
-        self, network: nn.Module, inputs: Tensors
+    def answer(self, network: nn.Module, inputs: Tensors) -> Answer:
+        return (self._logits(network, inputs),)
+
+    def state(
+        self, network: nn.Module, answer: Answer, inputs: Tensors
     ) -> tuple[Predictive | Categorical, Arrays]:
-        probabilities = torch.softmax(self._logits(network, inputs).double(), 1)
-        return Categorical(probabilities.numpy()[:, None, :]), {}
+        members = torch.softmax(answer[0].double(), 2).permute(1, 0, 2)
+        return Categorical(members.contiguous().numpy()), {}
 
     def errors(
         self, predictive: Predictive | Categorical, outputs: Arrays, targets: Arrays

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stillfit.core.arrays import Arrays, concat, take
 from stillfit.core.errors import DataError
 from stillfit.core.events import Examples
+from stillfit.models import uncertain
 from stillfit.models.model import Model
 from stillfit.models.tensors import tensors
 
@@ -50,7 +51,7 @@ class Prepared:
     def of(cls, model: Model, examples: Examples) -> Prepared:
         if not len(examples):
             raise DataError("there are no labelled events to train on; did labels arrive?")
-        inputs = model.task.prepare(model.network, examples.inputs)
+        inputs = uncertain.prepare(model.task, model.network, examples.inputs)
         return cls(inputs, examples.targets, len(examples))
 
 
@@ -104,7 +105,7 @@ def train(
                 for group, rate in zip(optimiser.param_groups, base, strict=True):
                     group["lr"] = rate * factor
             inputs, targets = draw(step)
-            loss = model.task.loss(network, tensors(inputs), tensors(targets))
+            loss = uncertain.loss(model.task, network, tensors(inputs), tensors(targets))
             if penalty is not None:
                 loss = loss + penalty(network)
             optimiser.zero_grad(set_to_none=True)

@@ -10,6 +10,7 @@ import torch
 
 from stillfit.core.events import Examples
 from stillfit.core.values import Budget, Candidate
+from stillfit.models import uncertain
 from stillfit.models.model import Model
 from stillfit.models.training import Prepared, Schedule, joined, shuffled, train
 from stillfit.updaters.contract import Declined, Learner, Memory, Meter, Updater, too_few
@@ -100,7 +101,7 @@ def _from_nothing(
 ) -> Candidate[Model] | Declined:
     meter = Meter.start(updater, rng)
     known = kept if len(kept) else fresh
-    network = serving.task.fresh(serving.network, known, meter.seed)
+    network = uncertain.fresh(serving.task, serving.network, known, meter.seed)
     model = Model(network, serving.task, serving.architecture)
     share = updater.weight_of_new if isinstance(updater, Retrain) else 0.0
     steps = mixed_training(model, fresh, known, share, updater.schedule, rng)
