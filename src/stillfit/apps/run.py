@@ -23,7 +23,14 @@ from stillfit.apps.collect import (
 from stillfit.apps.outcome import Outcome, publish
 from stillfit.apps.progress import Progress, silent
 from stillfit.apps.rundir import RunDir
-from stillfit.apps.runfile import LaneTable, RunFile, constant_noise, factory_of, read
+from stillfit.apps.runfile import (
+    LaneTable,
+    RunFile,
+    constant_noise,
+    factory_of,
+    method_factory,
+    read,
+)
 from stillfit.apps.summary import Metric, Summary
 from stillfit.core.clock import DAY
 from stillfit.core.errors import ConfigError, DataError
@@ -31,7 +38,7 @@ from stillfit.core.events import Block, Event, Examples, Labels
 from stillfit.core.seeds import Seeds
 from stillfit.loop import Lane, Plan, run
 from stillfit.models import uncertain
-from stillfit.models.model import Architecture, Factory, Model, build, load_weights
+from stillfit.models.model import Factory, Model, build, load_weights
 from stillfit.models.task import Regression
 from stillfit.models.training import Prepared, shuffled, train
 from stillfit.registry import Registry
@@ -77,6 +84,8 @@ def run_file(path: Path, *, out: Path | None = None, progress: Progress = silent
     settings = read(path)
     folder = out or settings.head.out or Path("runs") / path.stem
     factories = {settings.head.network: _factory(settings, path.resolve().parent)}
+    if settings.method:
+        factories[settings.method] = method_factory(settings.method)
     claimed = RunDir.claim(folder, "run", Settings(settings.text))
     # The guard sits outermost: what the labels' treatment makes is checked too.
     guarded = Guarded(settings.labels.on(settings.stream), settings.guard)
@@ -126,8 +135,7 @@ def first_version(
     settings: RunFile, factories: dict[str, Factory], examples: Examples
 ) -> tuple[Model, Examples]:
     """The first version, trained or loaded, and the nominal events that it did not see."""
-    head, first = settings.head, settings.first
-    architecture = Architecture(head.network, dict(head.arguments))
+    head, first, architecture = settings.head, settings.first, settings.architecture
     model = Model(build(architecture, factories).eval(), settings.task, architecture)
     size = round(first.train * len(examples))
     training, nominal = examples.take(slice(0, size)), examples.take(slice(size, len(examples)))

@@ -36,7 +36,7 @@ from stillfit.l1t.season import Season
 from stillfit.l1t.vertex import VertexTask
 from stillfit.loop import Redeploy
 from stillfit.loop.plan import Rung
-from stillfit.models.model import Factory
+from stillfit.models.model import Architecture, Factory
 from stillfit.models.networks import MLP, WithNoise
 from stillfit.models.task import Classification, Regression, Task
 from stillfit.models.training import Schedule
@@ -49,6 +49,8 @@ from stillfit.streams.labels import Labelling
 from stillfit.streams.recording import Recording
 from stillfit.streams.store import Keeping
 from stillfit.streams.tables import Table
+from stillfit.uncertainty.methods import FACTORIES as METHOD_FACTORIES
+from stillfit.uncertainty.methods import METHODS
 from stillfit.updaters.recalibrate import Recalibrate
 from stillfit.updaters.references import FineTune, Retrain, RetrainWindow
 from stillfit.updaters.replay import Replay
@@ -130,6 +132,17 @@ class RunFile:
     lanes: tuple[LaneTable, ...]
     rungs: Mapping[str, Rung]
     text: str
+    method: str = ""
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> Architecture:
+        """The network, inside the method by which it states its uncertainty if there is one."""
+        plain = Architecture(self.head.network, dict(self.head.arguments))
+        if not self.method:
+            return plain
+        inside: dict[str, JSON] = {"factory": plain.factory, "arguments": dict(plain.arguments)}
+        return Architecture(self.method, {"network": inside, **self.knobs})
 
     @property
     def is_l1t(self) -> bool:
@@ -168,7 +181,7 @@ WATCHES = {"score-cusum": ScoreCusum, "input-drift": InputDrift}
 ERRORS = {"late-metric": LateMetric, "error-cusum": ErrorCusum}
 SECTIONS = (
     "task", "stream", "labels", "guard", "first", "store", "window", "policies", "gates",
-    "probation", "budget", "monitors", "updaters", "lanes",
+    "probation", "budget", "monitors", "updaters", "lanes", "uncertainty",
 )  # fmt: skip
 
 
@@ -205,6 +218,7 @@ def read(path: Path) -> RunFile:
                     f"{where}: lane {lane.name!r} has the rung {rung!r}, but there is no "
                     f"[updaters.{rung}]{did_you_mean(rung, {*UPDATERS, *updaters})}"
                 )
+    method, knobs = _method(tables.get("uncertainty"), where)
     monitors = _list(tables, "monitors", where) or [{"kind": "late-metric"}]
     made = [of_kind({**WATCHES, **ERRORS}, part, f"{where} [[monitors]]") for part in monitors]
     policies = [
@@ -235,7 +249,35 @@ def read(path: Path) -> RunFile:
         lanes=lanes,
         rungs=updaters,
         text=path.read_text(encoding="utf-8"),
+        method=method,
+        knobs=knobs,
     )
+
+
+def _method(table: Any, where: str) -> tuple[str, dict[str, Any]]:
+    """`[uncertainty]`: the method's name and its knobs."""
+    if table is None:
+        return "", {}
+    if not isinstance(table, Mapping) or not isinstance(table.get("method"), str):
+        raise ConfigError(f'{where} [uncertainty] needs method = "...": {", ".join(METHODS)}')
+    name = table["method"]
+    if name not in METHODS:
+        raise ConfigError(
+            f"{where} [uncertainty]: method = {name!r} is not known{did_you_mean(name, METHODS)}"
+        )
+    return name, {knob: value for knob, value in table.items() if knob != "method"}
+
+
+def method_factory(name: str) -> Factory:
+    """The factory of a method's networks; knobs that it does not take are a `ConfigError`."""
+
+    def make(**arguments: Any) -> nn.Module:
+        try:
+            return METHOD_FACTORIES[name](**arguments)
+        except TypeError as error:
+            raise ConfigError(f"[uncertainty] method = {name!r}: {error}") from None
+
+    return make
 
 
 def of_kind(kinds: Mapping[str, type[Any]], table: Mapping[str, Any], where: str) -> Any:
