@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from stillfit.core.errors import ConfigError, DataError, ShapeError
 from stillfit.core.predictive import Floats, Predictive
@@ -33,9 +33,18 @@ def targets(y: ArrayLike, shape: tuple[int, ...]) -> Floats:
     return truths
 
 
+def classes(y: ArrayLike, rows: int) -> NDArray[np.int64]:
+    """The true classes as integers, one for each row, or an error that names the value."""
+    truths = targets(y, (rows,))
+    if np.any(truths % 1):
+        raise DataError(f"classes must be integers, got {truths[truths % 1 > 0][0]}")
+    return truths.astype(np.int64)
+
+
 def spread(predictive: Predictive) -> Floats:
     """The standard deviations, all positive and finite, or an error that names the row."""
-    deviations = predictive.std
+    with np.errstate(invalid="ignore"):
+        deviations = predictive.std
     bad = np.flatnonzero(~((deviations > 0) & np.isfinite(deviations)))
     if len(bad):
         raise DataError(

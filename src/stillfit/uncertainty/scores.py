@@ -16,7 +16,7 @@ from scipy import stats
 
 from stillfit.core.errors import ConfigError, DataError
 from stillfit.core.predictive import Categorical, Floats, Predictive
-from stillfit.uncertainty.checks import spread, targets
+from stillfit.uncertainty.checks import classes, spread, targets
 
 COVERAGES = (0.68, 0.90, 0.95)
 ENCE_BINS = 10
@@ -131,10 +131,7 @@ def judge(predictive: Predictive | Categorical, y: ArrayLike) -> Scores | ClassS
 
 def _judge_classes(predictive: Categorical, y: ArrayLike) -> ClassScores:
     probabilities = predictive.probabilities
-    classes = targets(y, probabilities.shape[:1])
-    if np.any(classes % 1):
-        raise DataError(f"classes must be integers, got {classes[classes % 1 > 0][0]}")
-    truths = classes.astype(np.int64)
+    truths = classes(y, len(predictive))
     losses = -predictive.log_prob(truths)
     hot = truths[:, None] == np.arange(probabilities.shape[1])
     right = probabilities.argmax(1) == truths

@@ -12,6 +12,7 @@ from scipy import optimize
 
 from stillfit.core.errors import ConfigError, DataError
 from stillfit.core.predictive import Categorical
+from stillfit.uncertainty.checks import classes
 
 REACH = math.log(100.0)  # of the search, either way from 1
 TINY = float(np.finfo(np.float64).tiny)
@@ -44,20 +45,21 @@ class TemperatureScaling:
         return TemperatureState(1.0, 0)
 
     def fit(self, predictive: Categorical, y: ArrayLike) -> TemperatureState:
-        if len(predictive) < self.least:
+        truths = classes(y, len(predictive))
+        if len(truths) < self.least:
             raise DataError(
-                f"{len(predictive)} calibration rows are too few for a temperature: at least "
+                f"{len(truths)} calibration rows are too few for a temperature: at least "
                 f"{self.least} are needed; add rows, or lower `least`"
             )
 
         def loss(log: float) -> float:
             warm = self.apply(TemperatureState(math.exp(log), 0), predictive)
-            return -float(np.mean(warm.log_prob(y)))
+            return -float(np.mean(warm.log_prob(truths)))
 
         found = optimize.minimize_scalar(
             loss, bounds=(-REACH, REACH), method="bounded", options={"xatol": 1e-7}
         )
-        return TemperatureState(math.exp(found.x), len(predictive))
+        return TemperatureState(math.exp(found.x), len(truths))
 
     def apply(self, state: TemperatureState, predictive: Categorical) -> Categorical:
         logs = np.log(np.maximum(predictive.members, TINY)) / state.temperature

@@ -28,7 +28,7 @@ from stillfit.uncertainty.checks import ROUNDING, coverage_asked, enough, rows_n
 
 
 class AciState(NamedTuple):
-    """`scores`: the newest, in order of time, (score rows, n <= window).
+    """`scores`: the newest, in order of time, (score rows, n <= window + late).
 
     `misses`: the miscoverage that each expert asks of the window now, (coverages, steps); nominal
     is 1 - coverage. `weights`: of the experts, (coverages, steps), sum 1 along the steps.
@@ -53,21 +53,25 @@ class ACI:
       intervals are restless, std(a) ~ sqrt(step coverage (1 - coverage) / 2); 0 is plain split
       conformal on the window.
     - `window`: longer is steadier; older scores are less like the present ones.
+    - `late`: rows by which labels are usually late. Each labelled row is then compared with the
+      window as it was so many rows before, as when it was served, so that a learns what the delay
+      costs under a steady drift, and makes up for it; 0 leaves that loss uncorrected.
     - `score`: see `nonconformity`. `coverages`: each has its own a, so only these can be asked for.
     - `unbounded`: False keeps a in [1 / (n + 1), n / (n + 1)], so the widest interval is that of
       the largest score in the window; True follows the paper to infinite and empty intervals, and
       only then its bound holds: after T rows the share of misses is within
       (max(a_1, 1 - a_1) + step) / (step T) of that asked for.
 
-    `fit` takes the rows in order of time and leaves a at its nominal value. Labels may be late,
-    see `OnlineCalibrator.update`. Cost: ~0.1 us per row for each thousand of the window (a sorted
-    insert) and ~0.02 us per coverage and step. Memory: 8 B per row of the window.
+    `fit` takes the rows in order of time and leaves a at its nominal value.
+    Cost: ~0.1 us per row for each thousand of the window (a sorted insert) and ~0.02 us per
+    coverage and step. Memory: 8 B per row of `window` + `late`.
 
     Sources: Gibbs and Candes 2021, arXiv:2106.00170; 2024, arXiv:2208.08401 (mixture of steps).
     """
 
     steps: tuple[float, ...] = (0.005,)
     window: int = 1000
+    late: int = 0
     score: Kind = "normalised"
     coverages: tuple[float, ...] = COVERAGES
     span: int = 500
@@ -83,6 +87,8 @@ class ACI:
                 f"a window of {self.window} rows cannot give {100 * self.coverages[-1]:.6g} % "
                 f"coverage: it must hold {rows_needed(self.coverages[-1])} or more"
             )
+        if self.late < 0:
+            raise ConfigError(f"late must be 0 rows or more, got {self.late}")
         if self.span < 2:
             raise ConfigError(f"span must be 2 rows or more, got {self.span}")
 
@@ -98,7 +104,7 @@ class ACI:
     def fit(self, predictive: Predictive, y: ArrayLike) -> AciState:
         scores = nonconformity(self.score, predictive, y, self.coverages)
         enough(scores.shape[1], self.coverages[-1])
-        return self.init()._replace(scores=scores[:, -self.window :])
+        return self.init()._replace(scores=scores[:, -self.window - self.late :])
 
     def update(self, state: AciState, predictive: Predictive, y: ArrayLike) -> AciState:
         """Rows in order of time. While the window is too short for a coverage, its a waits."""
@@ -112,6 +118,7 @@ class ACI:
             joined,
             fresh.shape[1],
             self.window,
+            self.late,
             1 - shares,
             np.array([rows_needed(coverage) for coverage in self.coverages]),
             np.asarray(self.steps),
@@ -121,7 +128,7 @@ class ACI:
             misses,
             weights,
         )
-        return AciState(joined[:, -self.window :].copy(), misses, weights)
+        return AciState(joined[:, -self.window - self.late :].copy(), misses, weights)
 
     def _haste(self, nominal: Floats) -> Floats:
         """Learning rate of the weights for each coverage: section 4 of arXiv:2208.08401."""
@@ -131,7 +138,8 @@ class ACI:
 
     def interval(self, state: AciState, predictive: Predictive, coverage: float) -> Interval:
         place = place_of(coverage, self.coverages)
-        scores = np.sort(state.scores[place if self.score == "quantile" else 0])
+        scores = state.scores[place if self.score == "quantile" else 0]
+        scores = np.sort(scores[-self.window :])
         n = len(scores)
         enough(n, coverage)
         asked = float(state.misses[place] @ state.weights[place])

@@ -15,6 +15,7 @@ def _track(
     scores: Floats,
     fresh: int,
     window: int,
+    late: int,
     nominal: Floats,
     least: NDArray[np.int64],
     steps: Floats,
@@ -26,13 +27,15 @@ def _track(
 ) -> None:
     """Judge the last `fresh` columns of `scores` in turn; `misses`, `weights` change in place.
 
+    Each column is compared with the `window` columns that end `late` columns before it.
     `nominal`, `least`, `haste`: miscoverage, fewest rows and learning rate of each coverage.
     `share`: of the weights that is dealt out anew each row, so that no expert is lost.
     """
     rows, total = scores.shape
     sorted_, losses = np.empty((rows, window + 1)), np.empty(len(steps))
-    first = max(0, total - fresh - window)
-    n = total - fresh - first
+    end = max(0, total - fresh - late)
+    first = max(0, end - window)
+    n = end - first
     for j in range(rows):
         sorted_[j, :n] = np.sort(scores[j, first : first + n])
     for i in range(total - fresh, total):
@@ -59,10 +62,12 @@ def _track(
             weights[k] *= np.exp(-haste[k] * (losses - losses.min()))
             weights[k] /= weights[k].sum()
             weights[k] = (1 - share) * weights[k] + share / len(steps)
+        if i < late:
+            continue
         for j in range(rows):
-            new, held = scores[j, i], n
+            new, held = scores[j, i - late], n
             if n == window:
-                gone = np.searchsorted(sorted_[j, :n], scores[j, i - window])
+                gone = np.searchsorted(sorted_[j, :n], scores[j, i - late - window])
                 sorted_[j, gone : n - 1] = sorted_[j, gone + 1 : n].copy()
                 held = n - 1
             at = np.searchsorted(sorted_[j, :held], new)
