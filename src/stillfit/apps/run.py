@@ -40,7 +40,7 @@ from stillfit.loop import Lane, Plan, run
 from stillfit.models import uncertain
 from stillfit.models.model import Factory, Model, build, load_weights
 from stillfit.models.task import Regression
-from stillfit.models.training import Prepared, shuffled, train
+from stillfit.models.training import Prepared, fit
 from stillfit.registry import Registry
 from stillfit.streams.contract import Stream
 from stillfit.streams.guard import Guarded
@@ -150,11 +150,13 @@ def first_version(
         seeds = Seeds(head.seed)
         network = uncertain.fresh(model.task, model.network, training, seeds.integer("first"))
         model = Model(network, model.task, architecture)
-        batches = shuffled(
-            Prepared.of(model, training), first.schedule.batch, seeds.rng("first", "batches")
+        fit(
+            model,
+            Prepared.of(model, training),
+            first.schedule,
+            seeds.rng("first", "fit"),
+            batches=seeds.rng("first", "batches"),
         )
-        for _ in train(model, batches, first.schedule):
-            pass
     return model, nominal
 
 

@@ -23,7 +23,7 @@ from stillfit.l1t.library import Library
 from stillfit.l1t.vertex import VertexTask
 from stillfit.models import uncertain
 from stillfit.models.model import Architecture, Model, build
-from stillfit.models.training import Prepared, Schedule, shuffled, train
+from stillfit.models.training import Prepared, Schedule, fit
 
 CHUNK = 2000  # events simulated at a time: 40 MB of particles
 KINDS = {"e2e": "l1t.e2e", "adaptive": "l1t.adaptive"}
@@ -98,9 +98,17 @@ def train_vertex(
         targets.append(tracks.to_targets())
         told.add(n_events(targets[-1]) / (1 + passes))
     data = Prepared(_emptied(parts), concat(targets), events)
-    draw = shuffled(data, schedule.batch, Seeds(seed).rng("batches"))
-    for _ in train(model, draw, schedule, rates=FROZEN):
-        told.add(schedule.batch / (1 + passes))
+    per_step = schedule.batch / (1 + passes)
+    seeds = Seeds(seed)
+    fit(
+        model,
+        data,
+        schedule,
+        seeds.rng("fit"),
+        batches=seeds.rng("batches"),
+        rates=FROZEN,
+        told=lambda loss: told.add(per_step),
+    )
     told.finish()
     return model
 

@@ -1,9 +1,9 @@
-"""The plain training step, which every updater shares."""
+"""The plain training step, and the whole fit round it, which every updater shares."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stillfit.core.arrays import Arrays, concat, take
+from stillfit.core.arrays import Arrays, Index, concat, n_events, take
 from stillfit.core.errors import DataError
 from stillfit.core.events import Examples
 from stillfit.models import uncertain
 from stillfit.models.model import Model
+from stillfit.models.networks import copy_network
 from stillfit.models.tensors import tensors
 
 Penalty: TypeAlias = Callable[[nn.Module], Tensor]
@@ -41,18 +42,33 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Labelled events as the network takes them, ready for batches."""
+    """Labelled events as the network takes them, ready for batches; `ids` where they are known."""
 
     inputs: Arrays
     targets: Arrays
     n: int
+    ids: NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, model: Model, examples: Examples) -> Prepared:
         if not len(examples):
             raise DataError("there are no labelled events to train on; did labels arrive?")
         inputs = uncertain.prepare(model.task, model.network, examples.inputs)
-        return cls(inputs, examples.targets, len(examples))
+        return cls(inputs, examples.targets, len(examples), examples.ids)
+
+    def take(self, index: Index) -> Prepared:
+        """The events at `index`."""
+        ids = None if self.ids is None else self.ids[index]
+        targets = take(self.targets, index)
+        return Prepared(take(self.inputs, index), targets, n_events(targets), ids)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Events of which each batch holds `rows`."""
+
+    data: Prepared
+    rows: int
 
 
 Drawing: TypeAlias = Callable[[int], tuple[Arrays, Arrays]]
@@ -79,14 +95,15 @@ def train(
     draw: Drawing,
     schedule: Schedule,
     penalty: Penalty | None = None,
-    rates: dict[str, float] | None = None,
+    rates: Mapping[str, float] | None = None,
 ) -> Iterator[float]:
     """Train `model.network` in place; yields the loss of each step.
 
     `draw(step)` gives prepared inputs and targets of a batch. `penalty(network)` is added to the
-    loss. `rates`: factors on the learning rate by prefix of the parameter's name, of which the
-    longest counts; 0 freezes. What the network itself draws (dropout) comes from torch's global
-    generator: seed it around, as `stillfit.updaters` do.
+    loss. `rates`: factors on the learning rate by prefix of the parameter's name, or of its end
+    inside a wrapper ("calibration" is "network.calibration" too), of which the longest counts;
+    0 freezes. What the network itself draws (dropout) comes from torch's global generator: seed
+    it around, as `fit` does.
     A loss that is not finite ends the training: the gates will see a candidate that is no better.
     """
     network = model.network
@@ -120,10 +137,11 @@ def train(
         network.zero_grad(set_to_none=True)
 
 
-def _groups(network: nn.Module, rate: float, rates: dict[str, float]) -> list[dict[str, Any]]:
+def _groups(network: nn.Module, rate: float, rates: Mapping[str, float]) -> list[dict[str, Any]]:
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
-        prefix = max((p for p in rates if name.startswith(p)), key=len, default=None)
+        meant = (p for p in rates if name.startswith(p) or f".{p}" in name)
+        prefix = max(meant, key=len, default=None)
         factor = 1.0 if prefix is None else rates[prefix]
         if factor and parameter.requires_grad:
             groups.setdefault(factor, []).append(parameter)
@@ -142,3 +160,67 @@ def joined(draws: Sequence[Drawing]) -> Drawing:
         return concat([inputs for inputs, _ in parts]), concat([targets for _, targets in parts])
 
     return draw
+
+
+def fit(
+    model: Model,
+    data: Prepared | Sequence[Part],
+    schedule: Schedule,
+    rng: np.random.Generator,
+    *,
+    batches: np.random.Generator | None = None,
+    rates: Mapping[str, float] | None = None,
+    told: Callable[[float], None] = lambda loss: None,
+) -> int:
+    """Train `model.network` in place and finish it (`Uncertain.finish`); returns the steps taken.
+
+    `data`: events, or parts that share each batch. `rng` seeds torch's generator for what the
+    network draws itself (dropout), shuffles unless `batches` does, and serves `finish`: the same
+    generator gives the same weights. `rates`: see `train`. `told` hears the loss of each step.
+
+    Fewer steps than asked for were taken when the loss diverged; then nothing is finished. A
+    network of several parts is finished on as many events as can be had at the parts' shares of
+    a batch, none twice. Cost: that of `train`, and for an `Uncertain` network its method's own.
+    """
+    parts = [Part(data, schedule.batch)] if isinstance(data, Prepared) else list(data)
+    network = model.network
+    start = copy_network(network) if isinstance(network, uncertain.Uncertain) else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**62)))
+        draw = joined([shuffled(part.data, part.rows, batches or rng) for part in parts])
+        steps = 0
+        for loss in train(model, draw, schedule, rates=rates):
+            steps += math.isfinite(loss)
+            told(loss)
+        if isinstance(network, uncertain.Uncertain) and steps == schedule.steps:
+            whole = mixture(parts, rng)
+            network.finish(model.task, whole, schedule, rng, start=start, rates=rates)
+            network.eval()
+            network.zero_grad(set_to_none=True)
+    return steps
+
+
+def mixture(parts: Sequence[Part], rng: np.random.Generator) -> Prepared:
+    """One set of events in the shares of a batch, as many as there are; no id comes twice."""
+    if len(parts) == 1:
+        return parts[0].data
+    kept: list[Part] = []
+    for part in parts:
+        data = part.data
+        for other in kept:
+            if data.ids is not None and other.data.ids is not None:
+                data = data.take(~np.isin(data.ids, other.data.ids))
+        if data.n and part.rows:
+            kept.append(Part(data, part.rows))
+    per_row = min(part.data.n / part.rows for part in kept)
+    pieces = []
+    for part in kept:
+        n = max(1, math.floor(per_row * part.rows + 1e-9))
+        pieces.append(part.data.take(np.sort(rng.permutation(part.data.n)[:n])))
+    ids = [piece.ids for piece in pieces if piece.ids is not None]
+    return Prepared(
+        concat([piece.inputs for piece in pieces]),
+        concat([piece.targets for piece in pieces]),
+        sum(piece.n for piece in pieces),
+        np.concatenate(ids) if len(ids) == len(pieces) else None,
+    )

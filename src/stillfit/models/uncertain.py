@@ -7,8 +7,10 @@ network and the network itself for an `Uncertain` one, so that no updater need k
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TypeAlias
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,9 @@ from stillfit.core.events import Examples
 from stillfit.core.predictive import Categorical, Predictive
 from stillfit.models.task import Answer, Task
 from stillfit.models.tensors import RaggedTensor, Tensors
+
+if TYPE_CHECKING:
+    from stillfit.models.training import Prepared, Schedule
 
 Stated: TypeAlias = tuple[Predictive | Categorical, Arrays]
 
@@ -54,6 +59,27 @@ class Uncertain(nn.Module, ABC):
     @abstractmethod
     def n_passes(self) -> int:
         """Evaluations of the core per prediction, each with its multiply-accumulates."""
+
+    def finish(
+        self,
+        task: Task,
+        data: Prepared,
+        schedule: Schedule,
+        rng: np.random.Generator,
+        *,
+        start: nn.Module | None = None,
+        rates: Mapping[str, float] | None = None,
+    ) -> None:
+        """Fit, in place, what is fitted once the network is trained; `training.fit` calls it.
+
+        `data`: the events that it was trained on. `schedule`, `rates`: how. `start`: the network
+        as it was before that, for methods that train it again on a part of the events. The same
+        `rng` must give the same numbers. Here: the core is finished, where it has anything to.
+        """
+        core = self.core
+        if isinstance(core, Uncertain):
+            inner = start.core if isinstance(start, Uncertain) else None
+            core.finish(task, data, schedule, rng, start=inner, rates=rates)
 
 
 def core_of(network: nn.Module) -> nn.Module:

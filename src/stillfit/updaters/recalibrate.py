@@ -12,6 +12,7 @@ from stillfit.core.arrays import Array
 from stillfit.core.events import Examples
 from stillfit.core.values import Budget, Candidate
 from stillfit.models.model import Model
+from stillfit.models.uncertain import core_of
 from stillfit.updaters.contract import Declined, Learner, Memory, Meter, Updater, too_few
 
 
@@ -33,7 +34,9 @@ class Recalibrate(Updater):
     The cheapest rung that learns: closed form, no gradient, the same circuit. `significance`:
     how many standard errors a correction must exceed to be applied; larger is safer at nominal
     and needs more events for a small shift. One set per condition: each is a version of its own,
-    so an old condition is redeployed, not remembered.
+    so an old condition is redeployed, not remembered. Of a network that states its uncertainty by
+    parts round a core, the core is recalibrated; where members have calibrations of their own,
+    the update is declined.
     """
 
     significance: float = 3.0
@@ -57,11 +60,33 @@ class Recalibrate(Updater):
         if few is not None:
             return few
         meter = Meter.start(self, rng)
-        changed = serving.task.recalibrate(serving.network, fresh, significance=self.significance)
+        core = core_of(serving.network)
+        changed = serving.task.recalibrate(core, fresh, significance=self.significance)
         if not changed:
             return Declined(
                 f"no correction exceeds {self.significance:g} standard errors on "
                 f"{len(fresh)} labelled events"
             )
-        model = serving.with_weights({**serving.weights(), **changed})
+        placed = _placed(serving, core, changed)
+        if placed is None:
+            return Declined(
+                f"{type(serving.network).__name__} has more calibrations than one, which one set "
+                "of corrections cannot change; recalibrate the plain network"
+            )
+        model = serving.with_weights({**serving.weights(), **placed})
         return meter.finish(model, learner, [fresh], budget)
+
+
+def _placed(serving: Model, core: nn.Module, changed: dict[str, Array]) -> dict[str, Array] | None:
+    """The core's values under their names in the whole network; None where members have theirs."""
+    inside = [name for name, module in serving.network.named_modules() if module is core]
+    if not inside:
+        return None
+    first = f"{inside[0]}." if inside[0] else ""
+    known = serving.network.state_dict()
+    placed = {first + name: value for name, value in changed.items()}
+    for name in changed:
+        twins = [key for key in known if key == name or key.endswith(f".{name}")]
+        if twins != [first + name]:
+            return None
+    return placed

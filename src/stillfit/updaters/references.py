@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from stillfit.core.events import Examples
 from stillfit.core.values import Budget, Candidate
 from stillfit.models import uncertain
 from stillfit.models.model import Model
-from stillfit.models.training import Prepared, Schedule, joined, shuffled, train
+from stillfit.models.training import Part, Prepared, Schedule, fit
 from stillfit.updaters.contract import Declined, Learner, Memory, Meter, Updater, too_few
 
 
@@ -152,15 +150,12 @@ def mixed_training(
     """Train in place on batches with a `share` from `fresh` and the rest from `old`.
 
     A share of 1, or no old events, is fine-tuning; a share of 0 trains on `old` alone. Returns
-    the number of steps taken, fewer than asked for when the loss diverged. The same `rng` gives
-    the same weights, also where the network draws numbers itself (dropout).
+    the number of steps taken, see `models.training.fit`.
     """
     new_rows = round(share * schedule.batch) if len(old) else schedule.batch
-    draws = []
+    parts = []
     if new_rows:
-        draws.append(shuffled(Prepared.of(model, fresh), new_rows, rng))
+        parts.append(Part(Prepared.of(model, fresh), new_rows))
     if new_rows < schedule.batch:
-        draws.append(shuffled(Prepared.of(model, old), schedule.batch - new_rows, rng))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng.integers(2**62)))
-        return sum(math.isfinite(loss) for loss in train(model, joined(draws), schedule))
+        parts.append(Part(Prepared.of(model, old), schedule.batch - new_rows))
+    return fit(model, parts, schedule, rng)
