@@ -158,7 +158,8 @@ def footprint(network: nn.Module, macs_per_event: int = 0) -> Footprint:
 def count_macs(network: nn.Module) -> int:
     """Multiply-accumulates of one pass over one event (or one track, for track networks).
 
-    Linear: in x out; 1-D convolution: taps x in / groups x out, per output position.
+    Linear: in x out; 1-D convolution: taps x in / groups x out, times its `positions` (outputs
+    along its axis) where it states them, else for one position.
     """
     total = 0
     for module in network.modules():
@@ -166,5 +167,5 @@ def count_macs(network: nn.Module) -> int:
             total += module.in_features * module.out_features
         elif isinstance(module, nn.Conv1d):
             taps = module.kernel_size[0] * module.in_channels // module.groups
-            total += taps * module.out_channels
+            total += taps * module.out_channels * int(getattr(module, "positions", 1))
     return total

@@ -1,0 +1,1 @@
+"""Wearable sensors: recordings, windows, activity networks, environments as streams."""
