@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -155,17 +155,40 @@ def footprint(network: nn.Module, macs_per_event: int = 0) -> Footprint:
     )
 
 
+@runtime_checkable
+class CountsMacs(Protocol):
+    """A module that counts its own multiply-accumulates, and those of the modules inside it."""
+
+    def macs(self) -> int:
+        """Of one pass over one event (or one track)."""
+
+
 def count_macs(network: nn.Module) -> int:
-    """Multiply-accumulates of one pass over one event (or one track, for track networks).
+    """Multiply-accumulates of one prediction of one event (or one track, for track networks).
 
     Linear: in x out; 1-D convolution: taps x in / groups x out, times its `positions` (outputs
-    along its axis) where it states them, else for one position.
+    along its axis) where it states them, else for one position. Of an `Uncertain` network the
+    core counts once per pass, what lies beside the core once.
     """
-    total = 0
-    for module in network.modules():
-        if isinstance(module, nn.Linear):
-            total += module.in_features * module.out_features
-        elif isinstance(module, nn.Conv1d):
-            taps = module.kernel_size[0] * module.in_channels // module.groups
-            total += taps * module.out_channels * int(getattr(module, "positions", 1))
-    return total
+    if isinstance(network, CountsMacs):
+        return network.macs()
+    if isinstance(network, uncertain.Uncertain):
+        core = network.core
+        beside = _macs_beside(network, core)
+        return beside + network.n_passes * count_macs(core)
+    if isinstance(network, nn.Linear):
+        return network.in_features * network.out_features
+    if isinstance(network, nn.Conv1d):
+        taps = network.kernel_size[0] * network.in_channels // network.groups
+        return taps * network.out_channels * int(getattr(network, "positions", 1))
+    return sum(map(count_macs, network.children()))
+
+
+def _macs_beside(module: nn.Module, core: nn.Module) -> int:
+    """Of what lies in `module` outside its core."""
+    beside = [child for child in module.children() if child is not core]
+    inside = [any(part is core for part in child.modules()) for child in beside]
+    return sum(
+        _macs_beside(child, core) if holds else count_macs(child)
+        for child, holds in zip(beside, inside, strict=True)
+    )

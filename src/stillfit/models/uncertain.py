@@ -7,8 +7,11 @@ network and the network itself for an `Uncertain` one, so that no updater need k
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -135,3 +138,122 @@ def fold(tensors: Tensors, m: int) -> dict[str, Tensor | RaggedTensor]:
 def unfold(answer: Answer, m: int) -> Answer:
     """Answers of `m` folded passes as (m, ...) tensors."""
     return tuple(part.reshape(m, -1, *part.shape[1:]) for part in answer)
+
+
+@dataclass(frozen=True)
+class _Folding:
+    """The passes that rows belong to, and the tensors that were folded with what they were."""
+
+    passes: slice
+    origins: tuple[tuple[Tensor, Tensor], ...] = ()
+
+
+# Layers deep inside a user's own forward must know which pass a row belongs to, and that forward
+# has no argument for it. A context variable, so that threads do not see each other's.
+_FOLDING: ContextVar[_Folding | None] = ContextVar("folding", default=None)
+
+
+@contextmanager
+def folded(
+    passes: slice, rows: Tensors | None = None, inputs: Tensors | None = None
+) -> Iterator[None]:
+    """Within it, rows are groups of equal size, one for each of `passes` (start and stop given).
+
+    `rows`: the folded tensors of `inputs`, from which layers may see that all groups are alike.
+    """
+    origins = tuple(
+        (row, was)
+        for name, was in (inputs or {}).items()
+        if rows is not None and isinstance(row := rows[name], Tensor) and isinstance(was, Tensor)
+    )
+    token = _FOLDING.set(_Folding(passes, origins))
+    try:
+        yield
+    finally:
+        _FOLDING.reset(token)
+
+
+def passes_now() -> slice | None:
+    """The passes that the rows belong to; None outside `folded`, where a core stands alone."""
+    now = _FOLDING.get()
+    return None if now is None else now.passes
+
+
+def unfolded(x: Tensor) -> Tensor | None:
+    """The events of which `x` holds one copy per pass; None where it is not as `fold` made it."""
+    now = _FOLDING.get()
+    if now is not None:
+        for row, was in now.origins:
+            if row is x:
+                return was
+    return None
+
+
+def per_row(values: Tensor, rows: int) -> Tensor:
+    """Each row's own share of `values` (members, ...): (rows, ...); alone, the first's, (...)."""
+    passes = passes_now()
+    if passes is None:
+        return values[0]
+    own = values[passes]
+    return own.repeat_interleave(rows // len(own), 0)
+
+
+@runtime_checkable
+class HasMembers(Protocol):
+    """A module with parameters of its own that knows how to hold those of m members.
+
+    For modules that are neither dense, convolution nor normalisation layers and sit in a network
+    that is turned into an ensemble.
+    """
+
+    def to_members(self, m: int) -> nn.Module:
+        """A module for folded rows, see `per_row`: parameters (m, ...), first all as here.
+
+        Itself where one set of numbers is right for all members. Else the module must have
+        `plain(k)`, the module of member k, and `put(k, module)`, which sets it.
+        """
+
+
+def n_events(tensors: Tensors) -> int:
+    """Events of prepared inputs."""
+    for value in tensors.values():
+        return value.n if isinstance(value, RaggedTensor) else len(value)
+    return 0
+
+
+def n_rows(tensors: Tensors) -> int:
+    """Rows of the longest tensor: events, or items where there are ragged ones."""
+    lengths = (v.values if isinstance(v, RaggedTensor) else v for v in tensors.values())
+    return max((len(rows) for rows in lengths), default=0)
+
+
+def stretch(tensors: Tensors, first: int, last: int) -> dict[str, Tensor | RaggedTensor]:
+    """The events from `first` to before `last`; those of ragged tensors must lie in order."""
+    found: dict[str, Tensor | RaggedTensor] = {}
+    for name, value in tensors.items():
+        if isinstance(value, RaggedTensor):
+            ends = torch.tensor([first, last], device=value.events.device)
+            low, high = torch.searchsorted(value.events, ends).tolist()
+            events = value.events[low:high] - first
+            found[name] = RaggedTensor(value.values[low:high], events, last - first)
+        else:
+            found[name] = value[first:last]
+    return found
+
+
+def chosen(tensors: Tensors, index: Tensor) -> dict[str, Tensor | RaggedTensor]:
+    """The events at `index` (int64), repeated ones included, in its order."""
+    found: dict[str, Tensor | RaggedTensor] = {}
+    for name, value in tensors.items():
+        if isinstance(value, RaggedTensor):
+            counts = torch.bincount(value.events, minlength=value.n)
+            starts = torch.cumsum(counts, 0) - counts
+            taken = counts[index]
+            events = torch.repeat_interleave(torch.arange(len(index)), taken)
+            within = torch.arange(len(events)) - (torch.cumsum(taken, 0) - taken)[events]
+            found[name] = RaggedTensor(
+                value.values[starts[index][events] + within], events, len(index)
+            )
+        else:
+            found[name] = value[index]
+    return found
