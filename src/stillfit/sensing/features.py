@@ -52,9 +52,10 @@ def features(
         )
     parts = [
         _chunk(raw[first : first + _CHUNK].astype(np.float64), rate)
-        for first in range(0, max(len(raw), 1), _CHUNK)
+        for first in range(0, len(raw), _CHUNK)
     ]
-    return np.concatenate(parts)
+    nothing = np.zeros((0, len(feature_names(channels))), np.float32)
+    return np.concatenate([nothing, *parts])
 
 
 def _sensors(channels: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -98,8 +99,7 @@ def _chunk(raw: NDArray[np.float64], rate: float) -> NDArray[np.float32]:
         axis=2,
     )
     axes = away[:, :channels].reshape(sensors.shape)
-    width = np.where(still, 1.0, std)[:, :channels].reshape(n, -1, 3)
-    width[still[:, :channels].reshape(n, -1, 3)] = np.inf
+    width = np.where(still, np.inf, std)[:, :channels].reshape(sensors.shape[:3])
     products = np.stack(
         [
             (axes[:, :, a] * axes[:, :, b]).mean(2) / width[:, :, a] / width[:, :, b]
