@@ -135,7 +135,7 @@ class AdaptiveE2E(HistogramNetwork):
             precision = near / each.sigma**2
             total = tracks.sum(precision)
             mean = tracks.sum(precision * each.z0) / total.clamp(min=1e-6)
-            z0 = torch.where((total > 0) & (peak.score > 0), mean + self.pattern.bias, z0)
+            z0 = torch.where((total > 0) & (peak.score > 0), mean + self.pattern.shift(len(z0)), z0)
         width = -0.5 * torch.log(total.clamp(min=1e-2))
         return peak._replace(z0=z0, features=torch.cat([peak.features, width[:, None]], 1))
 

@@ -32,6 +32,7 @@ from stillfit.l1t.vertexing import (
 )
 from stillfit.models.likelihood import GaussianCrps, Likelihood
 from stillfit.models.tensors import RaggedTensor
+from stillfit.models.uncertain import per_row
 
 PT_CLIP = 128.0  # GeV
 LOG_SIGMA_REACH = (-5.0, 3.0)  # of the event's sigma in cm: 70 um to 20 cm
@@ -94,15 +95,27 @@ class Pattern(nn.Module):
             self.taps.copy_(torch.tensor([0.5, 1.0]))
             self.bias.zero_()
 
+    def filter(self, rows: int) -> tuple[Tensor, ...]:
+        """Side and middle tap of `rows` events."""
+        return self.taps.unbind()
+
+    def shift(self, rows: int) -> Tensor:
+        """The bias of `rows` events, cm."""
+        return self.bias
+
+    def to_members(self, m: int) -> MemberPattern:
+        """Filters of m members' own (`models.uncertain.HasMembers`)."""
+        return MemberPattern(self.temperature, m)
+
     def scores(self, sums: Tensor) -> Tensor:
         """Filtered histogram (n, 256)."""
         padded = functional.pad(sums, (1, 1))
-        side, middle = self.taps
+        side, middle = self.filter(len(sums))
         return functional.relu(middle * sums + side * (padded[:, :-2] + padded[:, 2:]))
 
     def soft(self, scores: Tensor) -> Tensor:
         """Differentiable position (n,), cm."""
-        return torch.softmax(scores / self.temperature, 1) @ self.centres + self.bias
+        return torch.softmax(scores / self.temperature, 1) @ self.centres + self.shift(len(scores))
 
     def hard(self, sums: Tensor, scores: Tensor) -> Peak:
         """The winning bin and its position.
@@ -119,7 +132,7 @@ class Pattern(nn.Module):
         steps = torch.arange(-3.0, 4.0)
         tiny = 1e-6
         lean = (window @ steps[1:6]) / total.clamp(min=tiny)
-        z0 = centre(best + 0.5 + lean) + self.bias
+        z0 = centre(best + 0.5 + lean) + self.shift(len(sums))
         away = (torch.arange(BINS) - best[:, None]).abs() > 3
         rival = (scores * away).amax(1)
         all_near = near.sum(1).clamp(min=tiny)
@@ -136,6 +149,35 @@ class Pattern(nn.Module):
         )
         found = score > 0
         return Peak(best, torch.where(found, z0, torch.zeros_like(z0)), score, features)
+
+
+class MemberPattern(Pattern):
+    """A filter and a bias of each member's own: `taps` (m, 2), `bias` (m,)."""
+
+    def __init__(self, temperature: float, m: int) -> None:
+        super().__init__(temperature)
+        self.taps = nn.Parameter(self.taps.detach().repeat(m, 1))
+        self.bias = nn.Parameter(self.bias.detach().repeat(m))
+
+    def filter(self, rows: int) -> tuple[Tensor, ...]:
+        return per_row(self.taps, rows)[..., None].unbind(-2)
+
+    def shift(self, rows: int) -> Tensor:
+        return per_row(self.bias, rows)
+
+    def plain(self, k: int | None) -> Pattern:
+        """Member `k`'s."""
+        single = Pattern(self.temperature)
+        with torch.no_grad():
+            single.taps.copy_(self.taps[k or 0])
+            single.bias.copy_(self.bias[k or 0])
+        return single.to(self.taps.device)
+
+    def put(self, k: int, pattern: Pattern) -> None:
+        """Take member `k`'s numbers from a filter."""
+        with torch.no_grad():
+            self.taps[k] = pattern.taps
+            self.bias[k] = pattern.bias
 
 
 class EventHead(nn.Module):

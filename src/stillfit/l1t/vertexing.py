@@ -85,6 +85,10 @@ class Calibration(nn.Module):
             self.sigma_scale.fill_(1)
             self.track_sigma.fill_(1)
 
+    def to_members(self, m: int) -> Calibration:
+        """Itself: members of an ensemble look at one detector (`models.uncertain.HasMembers`)."""
+        return self
+
     def place(self, x: Tensor) -> Tensor:
         """Corrected position of each track in bins, float32 (items,); bin 0 starts at 0."""
         shift = self.z0_sector[x[:, SECTOR].long()] + self.z0_barrel[x[:, BARREL].long()]

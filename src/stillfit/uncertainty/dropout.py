@@ -24,8 +24,8 @@ class MCDropout(Passes):
     `samples` passes are drawn once, from `seed`, and stored as a buffer: the same version gives
     the same answer, and all events of a pass see one function. Batch normalisation is off, its
     statistics stay. Features are dropped before all dense and convolution layers but the first
-    of each chain; `last_only`: before the last one alone (in a plain chain the rest is then
-    computed once); `layers` names others. Of convolutions whole channels are dropped.
+    of each chain; `last_only`: before the last of each chain alone (in a plain chain the rest is
+    then computed once); `layers` names others. Of convolutions whole channels are dropped.
 
     Training drops at random anew: each row its own features; where several rows make one event
     (tracks), one draw for the whole batch, since noise of each row would average out.

@@ -18,7 +18,7 @@ def dropped_layers(
     """Names of the dense and convolution layers whose inputs lose features.
 
     By default all whose inputs are as wide as the outputs of a layer before them: the first
-    layer of each chain reads events, not features. `last_only`: the last of these alone.
+    layer of each chain reads events, not features. `last_only`: the last of each chain alone.
     `ConfigError` for a name that is none, or if there is no such layer.
     """
     layers = {name: module for name, module in network.named_modules() if is_plain(module)}
@@ -29,19 +29,19 @@ def dropped_layers(
                     f"the network has no dense or convolution layer {name!r}"
                     f"{did_you_mean(name, layers)}; it has {', '.join(layers) or 'none'}"
                 )
-        chosen = list(asked)
-    else:
-        chosen = _hidden(layers)
-    if not chosen:
+        return frozenset(asked)
+    chains = _hidden(layers)
+    if not any(chains):
         raise ConfigError(
             "no dense or convolution layer stands behind another, so there are no hidden features "
             "to drop; name the layers whose inputs may be dropped in `layers`"
         )
-    return frozenset(chosen[-1:] if last_only else chosen)
+    return frozenset(name for chain in chains for name in (chain[-1:] if last_only else chain))
 
 
-def _hidden(layers: dict[str, Plain]) -> list[str]:
-    found: list[str] = []
+def _hidden(layers: dict[str, Plain]) -> list[list[str]]:
+    """The layers of each chain without its first."""
+    chains: list[list[str]] = []
     widths: set[int] = set()
     before: Plain | None = None
     for name, layer in layers.items():
@@ -53,6 +53,8 @@ def _hidden(layers: dict[str, Plain]) -> list[str]:
             behind = layer.in_channels in widths
             widths.add(layer.out_channels)
         if behind:
-            found.append(name)
+            chains[-1].append(name)
+        else:
+            chains.append([])
         before = layer
-    return found
+    return chains

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
 from stillfit.models.model import Factory
+from stillfit.uncertainty.bayesian import Bayesian
+from stillfit.uncertainty.dropout import MCDropout
+from stillfit.uncertainty.ensembles import BatchEnsemble, DeepEnsemble, Masksembles
+from stillfit.uncertainty.propagation import MomentPropagation
 
 Kind: TypeAlias = Literal["head", "members", "post-hoc", "calibrator"]
 
@@ -29,9 +33,35 @@ class Method:
     source: str
 
 
-_ALL: tuple[Method, ...] = ()
+def _last_only(network: nn.Module, **knobs: Any) -> nn.Module:
+    return MCDropout(network, **{"last_only": True, **knobs})
 
-METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 
-# For `models.model.build`: an argument that is itself an architecture is built first.
-FACTORIES: dict[str, Factory] = {}
+# What a stored version or a run file names; the network inside it is built first.
+FACTORIES: dict[str, Factory] = {
+    "deep-ensemble": DeepEnsemble,
+    "batch-ensemble": BatchEnsemble,
+    "masksembles": Masksembles,
+    "mc-dropout": MCDropout,
+    "mc-dropout-last": _last_only,
+    "bayesian": Bayesian,
+    "moments": MomentPropagation,
+}
+
+
+def _of(name: str, kind: Kind, decomposes: bool, source: str) -> Method:
+    """A method that is converted by its factory with the default knobs."""
+    return Method(name, lambda network: FACTORIES[name](network=network), kind, decomposes, source)
+
+
+_MEMBERS: tuple[Method, ...] = (
+    _of("deep-ensemble", "members", True, "Lakshminarayanan et al. 2017, arXiv:1612.01474"),
+    _of("batch-ensemble", "members", True, "Wen et al. 2020, arXiv:2002.06715"),
+    _of("masksembles", "members", True, "Durasov et al. 2021, arXiv:2012.08334"),
+    _of("mc-dropout", "members", True, "Gal and Ghahramani 2016, arXiv:1506.02142"),
+    _of("mc-dropout-last", "members", True, "Gal and Ghahramani 2016, arXiv:1506.02142"),
+    _of("bayesian", "members", True, "Blundell et al. 2015, arXiv:1505.05424"),
+    _of("moments", "members", True, "Hernandez-Lobato and Adams 2015, arXiv:1502.05336"),
+)
+
+METHODS: dict[str, Method] = {method.name: method for method in _MEMBERS}
