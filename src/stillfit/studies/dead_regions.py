@@ -75,11 +75,12 @@ def dead_regions(
 def track_rows(examples: Examples) -> Examples:
     """One row per track of simulated events: does it come from the primary vertex?
 
-    Features, each a column: eta, phi (rad), pt (at most 128 GeV), z0 (cm), and dz = z0 - the z of the event's
-    FastHisto vertex at its bin centre, without track cuts (cm), as the authors have it. That
-    vertex is found with what tracks are left, so a dead region moves it too. Target `"y"`: 1 from
-    the primary vertex, else 0. A row's id is its event's id * 4096 + the track's number, so that
-    `ids // 4096` tells which tracks belong together (the errors of one event's tracks do).
+    Features, each a column: eta, phi (rad), pt (at most 128 GeV), z0 (cm), and dz = z0 - the z of
+    the event's FastHisto vertex at its bin centre, without track cuts (cm), as the authors have
+    it. That vertex is found with what tracks are left, so a dead region moves it too. Target
+    `"y"`: 1 from the primary vertex, else 0. A row's id is its event's id * 4096 + the track's
+    number, so that `ids // 4096` tells which tracks belong together (the errors of one event's
+    tracks do).
     """
     finder = FastHisto(position="centre", cuts=False)
     model = Model(finder, VertexTask(), Architecture("l1t.fasthisto"))
