@@ -66,7 +66,8 @@ def association_window(
     `eta_sigma` elsewhere. `track=0`: the event's sigma alone.
 
     The bootstrap resamples the events of both sets and tunes k anew, the factor being kept.
-    Cost: a few passes over the tracks; seconds for 80 000 events. `DataError` where no primary track is kept.
+    Cost: a few passes over the tracks; seconds for 80 000 events. `DataError` where the table
+    keeps no primary track.
     """
     if not event:
         raise ConfigError("a window needs at least one factor on the event's sigma to try")
