@@ -6,12 +6,14 @@ import torch
 
 from stillfit.core.errors import ConfigError, ShapeError
 from stillfit.core.events import Examples
+from stillfit.models import uncertain
 from stillfit.models.model import Architecture, Model, build, count_macs, footprint
 from stillfit.models.networks import MLP, reinitialised
 from stillfit.models.task import Classification
 from stillfit.models.training import Prepared, Schedule, shuffled, train
 from stillfit.sensing.environments import Split, Wearing
 from stillfit.sensing.networks import FACTORIES, ActivityCNN
+from stillfit.uncertainty.methods import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +125,17 @@ def test_knobs_that_cannot_be_are_refused():
         ActivityCNN(filters=())
     with pytest.raises(ConfigError, match="3 samples cannot be halved 2 times between 3 layers"):
         ActivityCNN(time=3)
+
+
+@pytest.mark.parametrize("method", ["deep-ensemble", "masksembles", "mc-dropout", "bayesian"])
+def test_methods_of_uncertainty_go_round_the_network(sides, method):
+    """Several passes state class probabilities together, and each pass is counted."""
+    learn, held = sides
+    task = Classification(features=("window",), classes=5)
+    network = METHODS[method].convert(ActivityCNN(filters=(8, 8)))
+    model = Model(uncertain.fresh(task, network, learn, 1), task, Architecture("x"))
+    predictive, _ = model.predict(held.take(slice(0, 20)).inputs)
+    passes = predictive.members.shape[1]
+    assert predictive.members.shape == (20, passes, 5) and passes > 1
+    assert predictive.epistemic is not None and predictive.epistemic.max() > 0
+    assert count_macs(model.network) == passes * count_macs(ActivityCNN(filters=(8, 8)))
