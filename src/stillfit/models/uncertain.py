@@ -7,11 +7,9 @@ network and the network itself for an `Uncertain` one, so that no updater need k
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -128,11 +126,15 @@ def fold(tensors: Tensors, m: int) -> dict[str, Tensor | RaggedTensor]:
         if isinstance(value, RaggedTensor):
             first = torch.arange(m, device=value.events.device)[:, None] * value.n
             events = (value.events[None] + first).reshape(-1)
-            items = value.values.repeat(m, *[1] * (value.values.ndim - 1))
-            folded[name] = RaggedTensor(items, events, value.n * m)
+            folded[name] = RaggedTensor(_repeated(value.values, m), events, value.n * m)
         else:
-            folded[name] = value.repeat(m, *[1] * (value.ndim - 1))
+            folded[name] = _repeated(value, m)
     return folded
+
+
+def _repeated(value: Tensor, m: int) -> Tensor:
+    # A fifth of the time of `repeat` for few rows.
+    return value.expand(m, *value.shape).reshape(m * value.shape[0], *value.shape[1:])
 
 
 def unfold(answer: Answer, m: int) -> Answer:
@@ -140,12 +142,11 @@ def unfold(answer: Answer, m: int) -> Answer:
     return tuple(part.reshape(m, -1, *part.shape[1:]) for part in answer)
 
 
-@dataclass(frozen=True)
-class _Folding:
+class _Folding(NamedTuple):
     """The passes that rows belong to, and the tensors that were folded with what they were."""
 
     passes: slice
-    origins: tuple[tuple[Tensor, Tensor], ...] = ()
+    origins: list[tuple[Tensor, Tensor]]
 
 
 # Layers deep inside a user's own forward must know which pass a row belongs to, and that forward
@@ -153,24 +154,31 @@ class _Folding:
 _FOLDING: ContextVar[_Folding | None] = ContextVar("folding", default=None)
 
 
-@contextmanager
-def folded(
-    passes: slice, rows: Tensors | None = None, inputs: Tensors | None = None
-) -> Iterator[None]:
+class folded:
     """Within it, rows are groups of equal size, one for each of `passes` (start and stop given).
 
     `rows`: the folded tensors of `inputs`, from which layers may see that all groups are alike.
+    A class and not a generator: it is entered for every prediction, in half the time.
     """
-    origins = tuple(
-        (row, was)
-        for name, was in (inputs or {}).items()
-        if rows is not None and isinstance(row := rows[name], Tensor) and isinstance(was, Tensor)
-    )
-    token = _FOLDING.set(_Folding(passes, origins))
-    try:
-        yield
-    finally:
-        _FOLDING.reset(token)
+
+    __slots__ = ("_folding", "_token")
+
+    def __init__(
+        self, passes: slice, rows: Tensors | None = None, inputs: Tensors | None = None
+    ) -> None:
+        origins: list[tuple[Tensor, Tensor]] = []
+        if rows is not None and inputs is not None:
+            for name, was in inputs.items():
+                row = rows[name]
+                if isinstance(row, Tensor) and isinstance(was, Tensor):
+                    origins.append((row, was))
+        self._folding = _Folding(passes, origins)
+
+    def __enter__(self) -> None:
+        self._token = _FOLDING.set(self._folding)
+
+    def __exit__(self, *error: object) -> None:
+        _FOLDING.reset(self._token)
 
 
 def passes_now() -> slice | None:
@@ -190,12 +198,17 @@ def unfolded(x: Tensor) -> Tensor | None:
 
 
 def per_row(values: Tensor, rows: int) -> Tensor:
-    """Each row's own share of `values` (members, ...): (rows, ...); alone, the first's, (...)."""
+    """Each row's own share of `values` (members, ...): (rows, ...).
+
+    Where all rows are of one pass its (...), and alone the first's.
+    """
     passes = passes_now()
     if passes is None:
         return values[0]
-    own = values[passes]
-    return own.repeat_interleave(rows // len(own), 0)
+    k = passes.stop - passes.start
+    if k == 1:
+        return values[passes.start]
+    return values[passes].repeat_interleave(rows // k, 0)
 
 
 @runtime_checkable
@@ -217,14 +230,14 @@ class HasMembers(Protocol):
 def n_events(tensors: Tensors) -> int:
     """Events of prepared inputs."""
     for value in tensors.values():
-        return value.n if isinstance(value, RaggedTensor) else len(value)
+        return value.n if isinstance(value, RaggedTensor) else value.shape[0]
     return 0
 
 
 def n_rows(tensors: Tensors) -> int:
     """Rows of the longest tensor: events, or items where there are ragged ones."""
     lengths = (v.values if isinstance(v, RaggedTensor) else v for v in tensors.values())
-    return max((len(rows) for rows in lengths), default=0)
+    return max((rows.shape[0] for rows in lengths), default=0)
 
 
 def stretch(tensors: Tensors, first: int, last: int) -> dict[str, Tensor | RaggedTensor]:

@@ -89,7 +89,7 @@ class GaussianWeights(Source):
         if kept is None:
             kept = self._kept.keep(learned, self._sampled(slice(0, len(self.weight_noise))))
         weight, bias = kept
-        if passes.stop - passes.start == len(weight):
+        if passes.stop - passes.start == weight.shape[0]:
             return weight, bias
         return weight[passes], None if bias is None else bias[passes]
 

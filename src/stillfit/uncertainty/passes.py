@@ -16,18 +16,22 @@ from stillfit.models import uncertain
 from stillfit.models.task import Answer, Classification, Regression, Task
 from stillfit.models.tensors import Tensors, tensors
 from stillfit.models.uncertain import Uncertain, fold, folded, n_events, n_rows, stretch, unfold
-from stillfit.uncertainty.conversion import plain_network
+from stillfit.uncertainty.conversion import is_plain, plain_network
+from stillfit.uncertainty.layers import PassWeights
 
-# Rows per call. Measured (benchmarks/bench_uncertainty.py): fewer are slower where events are
-# many, more gain nothing and leave the caches.
-CHUNK = 16_384
+# Measured (benchmarks/bench_uncertainty.py). Passes are put into one call while the widest layer
+# gives up to FOLD numbers, 2 MB. With more, the arithmetic rules and one pass after another stays
+# in the caches, in pieces of as many where a row is an event. An event with rows of its own
+# (tracks) has more work per call, and is cut by `chunk` alone.
+FOLD = 500_000
+CHUNK = 65_536
 
 
 class Passes(Uncertain):
     """A network whose passes are rows of one call.
 
-    `chunk`: at most so many rows (events, or tracks, times passes) are in memory at a time; an
-    event with more has a call of its own for each pass. Fewer need less memory and more calls.
+    `chunk`: at most so many rows (events, or tracks, times passes) are in memory at a time, or
+    one event where it has more. Fewer need less memory and more calls.
     """
 
     def __init__(self, network: nn.Module, passes: int, chunk: int) -> None:
@@ -37,6 +41,7 @@ class Passes(Uncertain):
         self.network = network
         self.chunk = chunk
         self._passes = passes
+        self._fold = max(1, FOLD // _widest(network))
 
     @property
     def core(self) -> nn.Module:
@@ -54,25 +59,32 @@ class Passes(Uncertain):
         return plain_network(self.network, k)
 
     def passes(self, task: Task, inputs: Tensors) -> Answer:
-        m, n = self.n_passes, n_events(inputs)
-        if m * n_rows(inputs) <= self.chunk:
+        if self.training:
             with serving(self):
-                return self._answer(task, inputs, slice(0, m))
-        each = max(1, -(-n_rows(inputs) // max(n, 1)))  # rows of an event
-        # Enough events fill a call by themselves: then a pass at a time, which repeats nothing.
-        alone = n * each >= self.chunk // 2
-        k = 1 if alone else min(m, max(1, self.chunk // each))
-        events = max(1, self.chunk // (k * each))
-        whole: list[Answer] = []
-        with serving(self):
-            for first in range(0, m, k):
-                part = slice(first, min(first + k, m))
-                pieces = [
-                    self._answer(task, stretch(inputs, low, min(low + events, n)), part)
-                    for low in range(0, n, events)
-                ]
-                whole.append(tuple(torch.cat(same, 1) for same in zip(*pieces, strict=True)))
-        return tuple(torch.cat(same) for same in zip(*whole, strict=True))
+                return self._pieces(task, inputs)
+        return self._pieces(task, inputs)
+
+    def _pieces(self, task: Task, inputs: Tensors) -> Answer:
+        """All passes, in as many calls as `chunk` and the caches ask for."""
+        m, rows, chunk = self._passes, n_rows(inputs), self.chunk
+        fold_at_most = min(self._fold, chunk)
+        if m * rows <= fold_at_most:
+            return self._answer(task, inputs, slice(0, m))
+        n = n_events(inputs)
+        calls = -(-m // max(1, min(m, fold_at_most // rows)))
+        k = -(-m // calls)
+        at_most = chunk if rows > n else fold_at_most
+        events = n if rows <= at_most else max(1, at_most * n // rows)
+        stretches = [
+            inputs if events >= n else stretch(inputs, low, min(low + events, n))
+            for low in range(0, max(n, 1), events or 1)
+        ]
+        return _joined(
+            [
+                [self._answer(task, piece, slice(first, min(first + k, m))) for piece in stretches]
+                for first in range(0, m, k)
+            ]
+        )
 
     def _answer(self, task: Task, inputs: Tensors, passes: slice) -> Answer:
         k = passes.stop - passes.start
@@ -115,6 +127,32 @@ class Passes(Uncertain):
                     "things of the same events in one call and pass by pass; keep events on the "
                     "first axis of what enters dense and convolution layers"
                 )
+
+
+def _widest(network: nn.Module) -> int:
+    """Outputs of the widest dense or convolution layer."""
+    layers = [part.like if isinstance(part, PassWeights) else part for part in network.modules()]
+    widths = [layer.weight.shape[0] for layer in layers if is_plain(layer)]
+    return max(widths, default=1)
+
+
+def _joined(parts: list[list[Answer]]) -> Answer:
+    """Answers by passes and, within, by events as one, each number copied once."""
+    whole = []
+    for place, like in enumerate(parts[0][0]):
+        lengths = [piece[place].shape[1] for piece in parts[0]]
+        m = sum(row[0][place].shape[0] for row in parts)
+        out = like.new_empty(m, sum(lengths), *like.shape[2:])
+        first = 0
+        for row in parts:
+            last = first + row[0][place].shape[0]
+            low = 0
+            for piece, length in zip(row, lengths, strict=True):
+                out[first:last, low : low + length] = piece[place]
+                low += length
+            first = last
+        whole.append(out)
+    return tuple(whole)
 
 
 def over_members(
