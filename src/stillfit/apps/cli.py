@@ -44,6 +44,13 @@ l1t = typer.Typer(
     name="l1t", no_args_is_help=True, rich_markup_mode=None, help="The Level-1 trigger's own tools."
 )
 app.add_typer(l1t)
+uncertainty = typer.Typer(
+    name="uncertainty",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="How sure is it: methods compared.",
+)
+app.add_typer(uncertainty)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -541,6 +548,93 @@ def library(
         for path in written:
             say(f"wrote {path}")
     return 0
+
+
+# -- uncertainty ----------------------------------------------------------------------------------
+
+
+@command(uncertainty, "shift")
+def shift(
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where tables and report go.")
+    ] = Path("runs/shift"),
+    methods: Annotated[
+        str | None, typer.Option("--methods", metavar="A,B,..", help="Methods; all by default.")
+    ] = None,
+    shifts: Annotated[
+        str | None, typer.Option("--shifts", metavar="A,B,..", help="Shifts; all by default.")
+    ] = None,
+    network: Annotated[
+        str, typer.Option("--network", metavar="NAME", help="e2e or adaptive.")
+    ] = "e2e",
+    seeds: Annotated[
+        str, typer.Option("--seeds", metavar="1,2,..", help="Seeds of events and training.")
+    ] = "1",
+    training: Annotated[
+        int, typer.Option("--training", metavar="N", min=1, help="Training events per seed.")
+    ] = 16_000,
+    test: Annotated[
+        int, typer.Option("--test", metavar="N", min=50, help="Test events per condition.")
+    ] = 4000,
+    steps: Annotated[
+        int, typer.Option("--steps", metavar="N", min=1, help="Training batches of 250 events.")
+    ] = 500,
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="N", min=1, help="Processes at a time.")
+    ] = 1,
+    json: Json = False,
+) -> int:
+    """Every uncertainty method on the vertex network, against growing shift.
+
+    Writes scores, curves and costs as Parquet, and a page with the pictures. Started again on the
+    same folder with the same settings, it goes on where it was interrupted.
+
+    \b
+    Example:
+      stillfit uncertainty shift --out runs/shift --workers 2
+      stillfit uncertainty shift --methods deep-ensemble,bayesian --shifts misaligned
+    """
+    from stillfit.apps.progress import to_terminal
+    from stillfit.apps.screen import say, tell_json
+    from stillfit.apps.shift import PAGE, shift_study, table
+    from stillfit.core.errors import ConfigError
+    from stillfit.studies.shift import ShiftStudy
+
+    try:
+        numbers = tuple(int(seed) for seed in seeds.split(","))
+    except ValueError:
+        raise ConfigError(f"--seeds must be whole numbers such as 1,2,3, got {seeds!r}") from None
+    study = ShiftStudy(
+        methods=_names(methods),
+        shifts=_names(shifts),
+        network=network,
+        seeds=numbers,
+        training=training,
+        test=test,
+        steps=steps,
+    )
+    written = shift_study(study, out, workers=workers, progress=to_terminal())
+    lines = table(written.scores, written.costs)
+    if json:
+        tell_json({"report": str(out / PAGE), "methods": lines})
+        return 0
+    say(
+        f"{'method':18s} {'efficiency':>15s} {'CRPS (cm)':>17s} {'90 % hold':>15s} {'events/s':>9s}"
+    )
+    for line in lines:
+        say(
+            f"{line['method']:18s} {line['efficiency']:6.3f} +- {line['efficiency_err']:5.3f} "
+            f"{line['crps']:7.4f} +- {line['crps_err']:6.4f} "
+            f"{line['coverage_90']:6.3f} +- {line['coverage_90_err']:5.3f} "
+            f"{line['events_per_second']:9,.0f}"
+        )
+    say(f"report: {out / PAGE}")
+    return 0
+
+
+def _names(words: str | None) -> tuple[str, ...]:
+    """Names between commas; none for what is not given."""
+    return () if words is None else tuple(name.strip() for name in words.split(","))
 
 
 if __name__ == "__main__":
