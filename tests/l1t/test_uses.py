@@ -185,6 +185,18 @@ def test_lost_vertices_are_held_by_wide_regions_for_the_unsure_alone():
     assert region(known, FoundOrLost(), coverage=0.98).length.high < found.length.low
 
 
+def test_the_beam_spot_is_opened_for_the_unsure():
+    stated = vertices(5000, lost=0.05)
+    fitted = FoundOrLost().fit(stated.predictive, stated.z0)
+    for k in (0.0, 2.0, 4.0):
+        opened = fitted.opened(stated.predictive, k)
+        ((low, high),) = fitted.ends(stated.predictive, [k])
+        assert np.array_equal(opened, high[:, -1] > low[:, -1])
+        if opened.any() and not opened.all():
+            sigma = stated.predictive.std
+            assert sigma[opened].min() > sigma[~opened].max()
+
+
 def test_where_sigma_says_nothing_all_events_get_the_same_chance_to_be_lost():
     stated = vertices(2000, lost=0.05, told=False)
     fitted = FoundOrLost().fit(stated.predictive, stated.z0)

@@ -195,6 +195,11 @@ class FoundOrLost(Region):
         logit = self.intercept + self.slope * np.log(predictive.std)
         return np.clip(1 / (1 + np.exp(-np.clip(logit, -50, 50))), self.least, 1 - 1e-9)
 
+    def opened(self, predictive: Predictive, k: float) -> NDArray[np.bool_]:
+        """Whether the region of each event takes in the beam spot, (n,)."""
+        _, _, heights = self._terms(predictive)
+        return np.asarray(k + heights[:, -1] > 0)
+
     def _terms(self, predictive: Predictive) -> tuple[Floats, Floats, Floats]:
         """Means, standard deviations and log heights of the density's terms, (n, members + 1)."""
         means, sigmas, weights = members(predictive)
