@@ -16,6 +16,7 @@ from stillfit.core.arrays import (
     names_of,
     take,
     unflatten,
+    with_offsets_shared,
 )
 from stillfit.core.errors import DataError, ShapeError
 
@@ -88,6 +89,32 @@ def test_take_and_concat_are_inverse_and_count_events_and_bytes():
     assert n_events({}) == 0
     assert n_bytes(columns) == 8 * (3 + 4 + 6)
     assert concat([]) == {}
+
+
+def test_columns_that_share_offsets_share_them_ever_after():
+    first = ragged([[1], [], [2, 3]])
+    columns = {"a": first, "b": first.with_values(np.arange(3.0)), "c": ragged([[], [5], []])}
+    other = with_offsets_shared({n: Ragged(c.values, c.offsets.copy()) for n, c in columns.items()})
+    for same in (
+        take(columns, np.array([2, 0])),
+        take(columns, slice(1, 3)),
+        concat([columns, other]),
+        other,
+        unflatten(flatten(columns)),
+    ):
+        assert same["a"].offsets is same["b"].offsets is not same["c"].offsets
+    assert lists(concat([columns, other])["b"]) == [[0.0], [], [1.0, 2.0]] * 2
+    assert lists(take(columns, np.array([2, 0]))["b"]) == [[1.0, 2.0], [0.0]]
+
+
+def test_other_values_must_be_as_many():
+    with pytest.raises(ShapeError, match="2 values were given for 3 items"):
+        ragged([[1], [2, 3]]).with_values(np.zeros(2))
+
+
+def test_one_part_alone_is_joined_without_a_copy():
+    columns = {"t": ragged([[1], [2, 3]])}
+    assert concat([columns])["t"] is columns["t"]
 
 
 def test_equal_content_has_equal_hashes_in_any_memory_layout():

@@ -81,6 +81,10 @@ def run(root):
                 now + 1,
                 {"places": {lane: writer.position for lane, writer in writers.items()}},
                 {"fill": np.full(9000, now), "small": np.arange(now)},
+                {
+                    f"large-{now}": {"x": np.full(9000, now), "y": np.arange(3)},
+                    **{f"small-{n}": {"x": np.arange(n)} for n in range(now + 1)},
+                },
             )
 
 

@@ -38,6 +38,62 @@ def test_a_run_without_a_checkpoint_has_none(registry):
     assert registry.load_checkpoint("run") is None
 
 
+SEGMENTS = {
+    "large": {"x": np.arange(BIG), "y": np.arange(3.0)},
+    "twin": {"x": np.arange(BIG), "y": np.arange(3.0)},
+    "small": {"a/b": np.ones(2), "c": np.zeros((0, 2), np.int16)},
+    "tiny": {"a/b": np.full(1, 7)},
+    "empty": {},
+}
+
+
+def check(found, segments):
+    assert {n: set(part) for n, part in found.items()} == {n: set(p) for n, p in segments.items()}
+    for name, part in segments.items():
+        for key, array in part.items():
+            np.testing.assert_array_equal(found[name][key], array)
+            assert found[name][key].dtype == array.dtype
+
+
+def test_segments_come_back_whole_and_lie_in_one_file_each_or_together_if_small(registry):
+    registry.save_checkpoint("run", 1, {}, {"small": np.zeros(1)}, SEGMENTS)
+    assert len(files(registry, "segments")) == 3  # the twins', the small segments', the arrays'
+    check(registry.load_checkpoint("run").segments, SEGMENTS)
+    some = {name: SEGMENTS[name] for name in ("tiny", "large")}
+    registry.save_checkpoint("run", 2, {}, {}, some)
+    check(registry.load_checkpoint("run").segments, some)
+    assert verify(registry.root) == []
+
+
+def test_a_segment_keeps_its_place_and_is_not_read_again(registry):
+    registry.save_checkpoint("run", 1, {}, {}, SEGMENTS)
+    before = files(registry, "segments")
+
+    class Never(dict):
+        def values(self):
+            raise AssertionError("a known segment was read")
+
+    for position in (2, 3, 4):
+        known = {name: Never(part) for name, part in SEGMENTS.items()}
+        registry.save_checkpoint("run", position, {}, {}, known)
+        assert files(registry, "segments") == before
+        registry.load_checkpoint("run")
+    new = {name: Never(part) for name, part in SEGMENTS.items()} | {"new": {"x": np.ones(BIG)}}
+    registry.save_checkpoint("run", 5, {}, {}, new)
+    assert len(files(registry, "segments")) == len(before) + 1
+    # A run of another name, or one that begins in another process, has them found by content.
+    registry.save_checkpoint("other", 5, {}, {}, SEGMENTS)
+    assert len(files(registry, "segments")) == len(before) + 1
+
+
+def test_a_segment_whose_file_is_gone_is_written_again(registry):
+    registry.save_checkpoint("run", 1, {}, {}, SEGMENTS)
+    for path in (registry.root / "segments").iterdir():
+        path.unlink()
+    registry.save_checkpoint("run", 2, {}, {}, SEGMENTS)
+    check(registry.load_checkpoint("run").segments, SEGMENTS)
+
+
 def test_arrays_of_equal_content_come_back_apart(registry):
     registry.save_checkpoint("run", 0, {}, {"a": np.zeros(BIG), "b": np.zeros(BIG)})
     assert len(files(registry, "segments")) == 1
@@ -151,6 +207,8 @@ def test_wrong_use_is_refused(registry):
         registry.save_checkpoint("run", -1, {}, {})
     with pytest.raises(RegistryError, match=r"checkpoint\.x is a ndarray, which JSON cannot hold"):
         registry.save_checkpoint("run", 0, {"x": np.zeros(2)}, {})
+    with pytest.raises(RegistryError, match="'a/b' cannot name a segment"):
+        registry.save_checkpoint("run", 0, {}, {}, {"a/b": {}})
     with pytest.raises(RegistryError, match="checkpoint array 'x' of type <U1 cannot be stored"):
         registry.save_checkpoint("run", 0, {}, {"x": np.array(["a"] * BIG * 8)})
     with registry.batch(), pytest.raises(RegistryError, match="inside a batch"):

@@ -91,12 +91,12 @@ def test_a_newer_manifest_is_refused(old):
 
 def test_a_newer_checkpoint_is_refused(old):
     (path,) = (old / "checkpoints").rglob("*.json")
-    body = json.loads(path.read_bytes()) | {"format": 2}
+    body = json.loads(path.read_bytes()) | {"format": 3}
     del body["sha256"]
     body["sha256"] = sha256(canonical(body))
     path.write_text(json.dumps(body, sort_keys=True, indent=1) + "\n")
     with (
         Registry.open(old) as registry,
-        pytest.raises(RegistryError, match="has format 2, this release reads up to 1: update"),
+        pytest.raises(RegistryError, match="has format 3, this release reads up to 2: update"),
     ):
         registry.load_checkpoint("season")

@@ -66,14 +66,26 @@ class Ragged:
 
     def __getitem__(self, index: Index) -> Ragged:
         """A contiguous slice is a view; an index or mask copies."""
+        items, offsets = self._items(index)
+        return Ragged(_items_at(self.values, items), offsets)
+
+    def with_values(self, values: Array) -> Ragged:
+        """Other values of the same items; shares the offsets, so it costs next to nothing."""
+        if len(values) != len(self.values):
+            raise ShapeError(f"{len(values)} values were given for {len(self.values)} items")
+        other = object.__new__(Ragged)  # the offsets have been checked
+        object.__setattr__(other, "values", values)
+        object.__setattr__(other, "offsets", self.offsets)
+        return other
+
+    def _items(self, index: Index) -> tuple[slice | NDArray[np.int64], NDArray[np.int64]]:
+        """Places of the items of the events at `index`, and the offsets that these then have."""
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
             if step == 1:
                 stop = max(stop, start)
                 first = self.offsets[start]
-                return Ragged(
-                    self.values[first : self.offsets[stop]], self.offsets[start : stop + 1] - first
-                )
+                return slice(first, self.offsets[stop]), self.offsets[start : stop + 1] - first
             index = np.arange(start, stop, step)
         rows = np.asarray(index)
         if rows.dtype == np.bool_:
@@ -84,8 +96,13 @@ class Ragged:
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(counts, out=offsets[1:])
         # Position inside the output minus the start of its event, plus the start in the input.
-        items = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][rows] - offsets[:-1], counts)
-        return Ragged(self.values[items], offsets)
+        items = np.repeat(self.offsets[:-1][rows] - offsets[:-1], counts)
+        items += np.arange(offsets[-1])
+        return items, offsets
+
+
+def _items_at(values: Array, items: slice | NDArray[np.int64]) -> Array:
+    return values[items] if isinstance(items, slice) else values.take(items, 0)
 
 
 Column: TypeAlias = Array | Ragged
@@ -101,12 +118,43 @@ def n_events(arrays: Arrays) -> int:
 
 
 def take(arrays: Arrays, index: Index) -> dict[str, Column]:
-    """The events at `index` of every column."""
-    return {name: column[index] for name, column in arrays.items()}
+    """The events at `index` of every column; ragged columns that share offsets share new ones."""
+    taken: dict[str, Column] = {}
+    shared: dict[int, tuple[slice | NDArray[np.int64], Ragged]] = {}
+    for name, column in arrays.items():
+        if not isinstance(column, Ragged):
+            taken[name] = column[index]
+        elif (key := id(column.offsets)) not in shared:
+            items, offsets = column._items(index)
+            first = Ragged(_items_at(column.values, items), offsets)
+            taken[name], shared[key] = first, (items, first)
+        else:
+            items, first = shared[key]
+            taken[name] = first.with_values(_items_at(column.values, items))
+    return taken
+
+
+def with_offsets_shared(arrays: Arrays) -> dict[str, Column]:
+    """The same columns; ragged ones of equal offsets share one array of them, held once."""
+    columns: dict[str, Column] = {}
+    known: list[Ragged] = []
+    for name, column in arrays.items():
+        columns[name] = column
+        if isinstance(column, Ragged):
+            for other in known:
+                if np.array_equal(column.offsets, other.offsets):
+                    columns[name] = other.with_values(column.values)
+                    break
+            else:
+                known.append(column)
+    return columns
 
 
 def concat(parts: Sequence[Arrays]) -> dict[str, Column]:
-    """Join along events; every part must have the same columns."""
+    """Join along events; every part must have the same columns. One part alone is not copied.
+
+    Ragged columns that share their offsets in every part share the new ones.
+    """
     if not parts:
         return {}
     names = list(parts[0])
@@ -116,13 +164,28 @@ def concat(parts: Sequence[Arrays]) -> dict[str, Column]:
                 f"parts have different columns: {sorted(names)} and {sorted(part)}; "
                 "was the feature list changed?"
             )
-    return {name: concat_columns([part[name] for part in parts]) for name in names}
+    if len(parts) == 1:
+        return dict(parts[0])
+    joined: dict[str, Column] = {}
+    shared: dict[tuple[int, ...], Ragged] = {}
+    for name in names:
+        columns = [part[name] for part in parts]
+        ragged = [column for column in columns if isinstance(column, Ragged)]
+        key = tuple(id(column.offsets) for column in ragged)
+        if len(ragged) == len(columns) and key in shared:
+            values = np.concatenate([column.values for column in ragged])
+            joined[name] = shared[key].with_values(values)
+        else:
+            joined[name] = column = concat_columns(columns)
+            if isinstance(column, Ragged):
+                shared[key] = column
+    return joined
 
 
 def concat_columns(columns: Sequence[Column]) -> Column:
     """Join columns of one kind along events."""
-    if all(isinstance(column, Ragged) for column in columns):
-        ragged = [column for column in columns if isinstance(column, Ragged)]
+    ragged = [column for column in columns if isinstance(column, Ragged)]
+    if columns and len(ragged) == len(columns):
         return Ragged.from_counts(
             np.concatenate([column.values for column in ragged]),
             np.concatenate([column.counts for column in ragged]),
@@ -160,7 +223,7 @@ def unflatten(flat: Mapping[str, Array]) -> dict[str, Column]:
             continue
         offsets = flat.get(f"{name}#offsets")
         columns[name] = values if offsets is None else Ragged(values, offsets)
-    return columns
+    return with_offsets_shared(columns)
 
 
 def content_hash(arrays: Arrays) -> str:
@@ -169,7 +232,7 @@ def content_hash(arrays: Arrays) -> str:
     for name, values in sorted(flatten(arrays).items()):
         little = np.ascontiguousarray(values.astype(values.dtype.newbyteorder("<"), copy=False))
         digest.update(f"{name}|{little.dtype.str}|{little.shape}|".encode())
-        digest.update(little.tobytes())
+        digest.update(little.reshape(-1).view(np.uint8).data if little.nbytes else b"")
     return digest.hexdigest()
 
 

@@ -171,7 +171,8 @@ class Deployment:
         which labels of the stream these are, the same in every lane.
         """
         for judged in self.pending.find(examples.ids):
-            rows = examples.take(judged.rows)
+            whole = len(judged.rows) == len(examples)
+            rows = examples if whole else examples.take(judged.rows)
             task = self.shelf.get(judged.version).task
             errors = task.errors(judged.predictive, judged.outputs, rows.targets)["error"]
             for fill, part in stretches(rows.conditions, fills[judged.rows]):
@@ -204,10 +205,11 @@ class Deployment:
             if self.baking is not None and self.previous is not None:
                 old = stored_errors(self.shelf, self.previous, rows)
                 self.baking = self.lane.probation.step(self.baking, errors, old)
-        training = self._training(examples)
+        updaters = self._updaters()
+        training = self._training(examples) if updaters else Examples.empty()
         if not len(training):
             return
-        for name, rung in self._updaters():
+        for name, rung in updaters:
             rng = self._rng("observe", name, batch)
             before = self.learners[name]
             after = self._guarded(

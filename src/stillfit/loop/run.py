@@ -193,14 +193,13 @@ class House:
             "store": store,
             "lanes": {},
         }
+        segments = {name: flatten(columns) for name, columns in {**waiting, **kept}.items()}
         arrays: dict[str, Array] = {}
-        for name, columns in {**waiting, **kept}.items():
-            arrays.update({f"segment/{name}/{k}": v for k, v in flatten(columns).items()})
         for lane in self.lanes:
             document, parts = lane.to_state()
             state["lanes"][lane.name] = document
             arrays.update({f"lane/{lane.name}/{k}": v for k, v in parts.items()})
-        self.registry.save_checkpoint(self.plan.run, self.position, state, arrays)
+        self.registry.save_checkpoint(self.plan.run, self.position, state, arrays, segments)
 
     def _begin(self) -> None:
         rng = self.plan.seeds.rng("store", "nominal")
@@ -224,11 +223,7 @@ class House:
         self.fresh = state["fresh"]
         self.starts = [(time, fill) for time, fill in state["starts"]]
         self.ended = state["ended"]
-        segments: dict[str, dict[str, Array]] = {}
-        for path, values in _under(found.arrays, "segment/").items():
-            name, _, column = path.partition("/")
-            segments.setdefault(name, {})[column] = values
-        columns = {name: unflatten(flat) for name, flat in segments.items()}
+        columns = {name: unflatten(flat) for name, flat in found.segments.items()}
         self.joiner = Joiner.from_segments(state["joiner"], columns)
         self.store = LabelledStore.from_segments(state["store"], columns)
         for lane in self.lanes:

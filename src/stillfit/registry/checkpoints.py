@@ -1,8 +1,10 @@
 """Checkpoints: a loop's state as JSON and arrays, of which only what is new is written.
 
-An array of 64 KiB or more is a *segment*, a file named by the hash of its content that all
-checkpoints share; smaller arrays lie together in one segment. So a store of labelled events kept
-as one array per fill costs one write per fill, not one per checkpoint.
+Arrays are kept in files, named by the hash of their content, that all checkpoints share. An array
+of 64 KiB or more has a file of its own; smaller ones lie together in one. A *segment* is a group of
+arrays that never changes, given under a name that no other content has: all of it lies in one
+file, which later checkpoints find by its name. So a store of labelled events kept as one segment
+per fill costs one write per fill, not one per checkpoint.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,13 @@ from stillfit.core.arrays import Array
 from stillfit.core.errors import DamagedError, RegistryError
 from stillfit.core.values import JSON
 from stillfit.registry.canon import canonical, check_name, plain, readable, sha256
-from stillfit.registry.durable import Parts, inside, make_dir, write_file
+from stillfit.registry.durable import Parts, inside, make_dir, write_file, write_files
 from stillfit.registry.journal import Head
 from stillfit.registry.tensors import code_of, decode, encode
 
-FORMAT = 1
+FORMAT = 2  # 1 had no segments
 KEPT = 2
-_SHARED = 64 * 1024  # bytes from which an array has a file of its own
+_SHARED = 64 * 1024  # bytes from which an array or a segment has a file of its own
 _DIGITS = 12
 _VALUES = "values"
 
@@ -41,7 +43,23 @@ class Checkpoint:
     position: int
     state: Mapping[str, JSON]
     arrays: Mapping[str, Array]
+    segments: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
     warning: str | None = None
+
+
+class _Files:
+    """Files to be written, by the hash of their content."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, Parts] = {}
+
+    def add(self, arrays: Mapping[str, Array]) -> str:
+        parts: Parts = encode(arrays, "checkpoint array")
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        self.parts[digest.hexdigest()] = parts
+        return digest.hexdigest()
 
 
 class Checkpoints:
@@ -49,8 +67,10 @@ class Checkpoints:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        # Segments that this process wrote or read whole: not read again before they are reused.
+        # Files that this process wrote or read whole: not read again before they are reused.
         self._known: set[str] = set()
+        # Where the segments of each run's last checkpoint lie: not hashed again to be found.
+        self._places: dict[str, Mapping[str, Mapping[str, str]]] = {}
 
     def save(
         self,
@@ -59,15 +79,19 @@ class Checkpoints:
         state: Mapping[str, Any],
         arrays: Mapping[str, Array],
         head: Head,
+        segments: Mapping[str, Mapping[str, Array]] | None = None,
     ) -> None:
-        """Store a state durably, then drop all but the last two of the run and unused segments.
+        """Store a state durably, then drop all but the last two of the run and unused files.
 
-        Cost: every array is hashed (about 1 GB/s), new ones are written and flushed, one flush for
-        the checkpoint. A failure leaves the earlier checkpoints as they were.
+        `segments`: named groups of arrays; a name stands for the same arrays for ever.
+
+        Cost: arrays and new segments are hashed (about 1 GB/s); what is new is written and flushed,
+        one flush for the checkpoint. A failure leaves the earlier checkpoints as they were.
         """
         check_name(run, "a run")
         if position < 0:
             raise RegistryError(f"a checkpoint has the position {position}; count from 0")
+        files = _Files()
         places: dict[str, JSON] = {}
         small: dict[str, Array] = {}
         for name, array in sorted(arrays.items()):
@@ -75,24 +99,26 @@ class Checkpoints:
             if array.nbytes < _SHARED:
                 small[name] = array
             else:
-                segment = self._put({_VALUES: array})
-                places[name] = {"segment": segment, "tensor": _VALUES}
+                places[name] = {"segment": files.add({_VALUES: array}), "tensor": _VALUES}
         if small:
-            segment = self._put(small)
-            for name in small:
-                places[name] = {"segment": segment, "tensor": name}
+            file = files.add(small)
+            places.update({name: {"segment": file, "tensor": name} for name in small})
+        found = self._place(run, segments or {}, files)
+        self._write(files)
         body: dict[str, JSON] = {
             "arrays": places,
             "format": FORMAT,
             "journal": {"count": head.count, "hash": head.hash},
             "position": position,
             "run": run,
+            "segments": {name: dict(place) for name, place in found.items()},
             "state": plain(state, "checkpoint"),
         }
         directory = inside(self._root, "checkpoints", run)
         make_dir(directory)
         data = readable(body | {"sha256": sha256(canonical(body))})
         write_file(inside(directory, f"{position:0{_DIGITS}d}.json"), [data])
+        self._places[run] = found
         self.clear(run, position)
 
     def load(self, run: str) -> Checkpoint | None:
@@ -107,6 +133,8 @@ class Checkpoints:
             try:
                 body = read_checkpoint(path)
                 arrays = self._arrays(body["arrays"])
+                places = body.get("segments", {})
+                segments = self._segments(places)
             except DamagedError as error:
                 faults.append(str(error))
                 continue
@@ -116,8 +144,13 @@ class Checkpoints:
                     f"the last checkpoint of {run!r} is damaged ({faults[0]}); going on from "
                     f"position {body['position']}, what came after is done again"
                 )
+            self._places[run] = places
             return Checkpoint(
-                position=body["position"], state=body["state"], arrays=arrays, warning=warning
+                position=body["position"],
+                state=body["state"],
+                arrays=arrays,
+                segments=segments,
+                warning=warning,
             )
         if faults:
             raise DamagedError(
@@ -127,27 +160,52 @@ class Checkpoints:
             )
         return None
 
-    def _put(self, arrays: Mapping[str, Array]) -> str:
-        """Store arrays under the hash of their bytes, unless they are there, whole."""
-        parts: Parts = encode(arrays, "checkpoint array")
-        digest = hashlib.sha256()
-        for part in parts:
-            digest.update(part)
-        segment = digest.hexdigest()
-        path = _segment(self._root, segment)
-        if not (path.exists() and self._is_whole(segment)):
-            make_dir(path.parent)
-            write_file(path, parts)
-            self._known.add(segment)
-        return segment
+    def _place(
+        self, run: str, segments: Mapping[str, Mapping[str, Array]], files: _Files
+    ) -> dict[str, Mapping[str, str]]:
+        """A place for every segment; one of the last checkpoint that is still there keeps its own.
 
-    def _is_whole(self, segment: str) -> bool:
-        if segment not in self._known:
+        `under`: what stands before the names of its arrays in the file.
+        """
+        before = self._places.get(run, {})
+        places: dict[str, Mapping[str, str]] = {}
+        small: dict[str, Array] = {}
+        for name, arrays in segments.items():
+            check_name(name, "a segment")
+            if name in before and self._is_there(before[name]["segment"]):
+                places[name] = before[name]
+            elif sum(array.nbytes for array in arrays.values()) < _SHARED:
+                small.update({f"{name}/{key}": array for key, array in arrays.items()})
+            else:
+                places[name] = {"segment": files.add(arrays), "under": ""}
+        if len(places) < len(segments):
+            file = files.add(small)
+            for name in segments.keys() - places.keys():
+                places[name] = {"segment": file, "under": f"{name}/"}
+        return places
+
+    def _write(self, files: _Files) -> None:
+        """Write the files that are not there, whole."""
+        new = {
+            _segment(self._root, file).name: parts
+            for file, parts in files.parts.items()
+            if not self._is_there(file)
+        }
+        if new:
+            directory = inside(self._root, "segments")
+            make_dir(directory)
+            write_files(directory, new)
+        self._known |= set(files.parts)
+
+    def _is_there(self, file: str) -> bool:
+        """Whether a file is there and whole: read, unless this process has done so before."""
+        if not _segment(self._root, file).exists():
+            return False
+        if file not in self._known:
             try:
-                _read_segment(self._root, segment)
+                self._read(file)
             except DamagedError:
                 return False
-            self._known.add(segment)
         return True
 
     def _arrays(self, places: Mapping[str, Mapping[str, str]]) -> dict[str, Array]:
@@ -156,14 +214,31 @@ class Checkpoints:
         for name, place in places.items():
             segment = place["segment"]
             if segment not in opened:
-                self._known.discard(segment)
-                opened[segment] = _read_segment(self._root, segment)
-                self._known.add(segment)
+                opened[segment] = self._read(segment)
             # Two names with equal content share a segment; a loop may write to its arrays.
             taken = opened[segment].pop(place["tensor"], None)
             if taken is None:
                 taken = np.copy(next(arrays[n] for n, p in places.items() if p == place))
             arrays[name] = taken
+        return arrays
+
+    def _segments(self, places: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Array]]:
+        segments: dict[str, dict[str, Array]] = {}
+        for file in {place["segment"] for place in places.values()}:
+            whole = self._read(file)
+            parts: dict[str, dict[str, Array]] = {"": whole}
+            for key, array in whole.items():
+                under, slash, rest = key.partition("/")
+                parts.setdefault(under + slash, {})[rest] = array
+            for name, place in places.items():
+                if place["segment"] == file:
+                    segments[name] = dict(parts.get(place["under"], {}))
+        return segments
+
+    def _read(self, file: str) -> dict[str, Array]:
+        self._known.discard(file)
+        arrays = _read_segment(self._root, file)
+        self._known.add(file)
         return arrays
 
     def clear(self, run: str, position: int) -> None:
@@ -211,8 +286,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def segments_of(body: Mapping[str, Any]) -> set[str]:
-    """Names of the segments that a checkpoint needs."""
-    return {place["segment"] for place in body["arrays"].values()}
+    """Names of the files that a checkpoint needs."""
+    places = [*body["arrays"].values(), *body.get("segments", {}).values()]
+    return {place["segment"] for place in places}
 
 
 def checkpoint_files(root: Path) -> Iterator[Path]:

@@ -103,16 +103,32 @@ def _fill(path: Path, parts: Parts) -> None:
 
 def write_file(path: Path, parts: Parts) -> None:
     """Put a whole file in place, or leave what was there. Cost: a flush of file and directory."""
-    temporary = path.with_name(TEMPORARY + path.name)
-    with reported(path):
-        try:
-            _fill(temporary, parts)
-            temporary.replace(path)
-        except OSError:
+    write_files(path.parent, {path.name: parts})
+
+
+def write_files(directory: Path, files: Mapping[str, Parts]) -> None:
+    """Put whole files in place. Cost: a flush of each, one of the directory.
+
+    A kill or a full disk may leave some of them in place and others not, but none in part.
+    """
+    temporary = {name: directory / (TEMPORARY + name) for name in files}
+    path = directory
+    try:
+        for name, parts in files.items():
+            path = directory / name
+            with reported(path):
+                _fill(temporary[name], parts)
+        for name in files:
+            path = directory / name
+            with reported(path):
+                temporary[name].replace(path)
+    except RegistryError:
+        for left in temporary.values():
             with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        sync_dir(path.parent)
+                left.unlink(missing_ok=True)
+        raise
+    with reported(path):
+        sync_dir(directory)
 
 
 def write_dir(path: Path, files: Mapping[str, Parts]) -> None:

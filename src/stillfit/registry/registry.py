@@ -211,14 +211,19 @@ class Registry:
         return [m for m in found if lane in (None, m.lane)]
 
     def save_checkpoint(
-        self, run: str, position: int, state: Mapping[str, JSON], arrays: Mapping[str, Array]
+        self,
+        run: str,
+        position: int,
+        state: Mapping[str, JSON],
+        arrays: Mapping[str, Array],
+        segments: Mapping[str, Mapping[str, Array]] | None = None,
     ) -> None:
         """Store a loop's state at a position of its stream; see `Checkpoints.save`."""
         self._need_lock()
         if self._journal.in_batch:
             raise RegistryError("a checkpoint cannot be saved inside a batch of entries")
         self._journal.flush()
-        self._checkpoints.save(run, position, state, arrays, self._journal.head)
+        self._checkpoints.save(run, position, state, arrays, self._journal.head, segments)
 
     def load_checkpoint(self, run: str) -> Checkpoint | None:
         """The last whole checkpoint of a run; see `Checkpoints.load`."""

@@ -71,13 +71,17 @@ def unprefixed(part: str, arrays: Arrays) -> dict[str, Column]:
 
 def owned(arrays: Arrays) -> dict[str, Column]:
     """Columns that own their memory: a view would keep the whole batch it was cut from alive."""
-    return {name: _owned_column(column) for name, column in arrays.items()}
-
-
-def _owned_column(column: Column) -> Column:
-    if isinstance(column, Ragged):
-        return Ragged(owned_array(column.values), owned_array(column.offsets))
-    return owned_array(column)
+    held: dict[str, Column] = {}
+    shared: dict[int, Ragged] = {}
+    for name, column in arrays.items():
+        if not isinstance(column, Ragged):
+            held[name] = owned_array(column)
+            continue
+        values, key = owned_array(column.values), id(column.offsets)
+        if key not in shared:
+            shared[key] = Ragged(values, owned_array(column.offsets))
+        held[name] = shared[key].with_values(values)
+    return held
 
 
 def owned_array(values: Array) -> Array:
