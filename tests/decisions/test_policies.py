@@ -40,6 +40,8 @@ def test_after_time_asks_as_often_as_the_period_says_however_often_it_is_asked()
     [
         (OnMetric(), found("late-metric", age=60.0, since=40.0)),
         (OnUncertainty(), found("score-cusum", since=40.0)),
+        (OnUncertainty(), found("score-ks", since=40.0)),
+        (OnUncertainty(), found("conformal-martingale", age=60.0, since=40.0)),
         (OnDrift(), found("input-drift", since=40.0)),
     ],
 )

@@ -113,10 +113,15 @@ class OnMetric(_OnEvidence):
 
 @dataclass(frozen=True, kw_only=True)
 class OnUncertainty(_OnEvidence):
-    """Ask when the model is less sure than it was: before labels can say it is wrong."""
+    """Ask when the model is less sure than it was: before labels can say it is wrong.
+
+    `monitors`: the retrain flag; by default the CUSUM of the score, the distance of its
+    distribution from nominal, and the conformal martingale of late errors, those of them that
+    watch the lane. An event's uncertainty is blind to what shifts all tracks alike.
+    """
 
     name: str = "on-uncertainty"
-    monitors: tuple[str, ...] = ("score-cusum",)
+    monitors: tuple[str, ...] = ("score-cusum", "score-ks", "conformal-martingale")
 
     def ask(self, evidence: Sequence[Evidence], *, now: float, past: Past) -> Request | None:
         found = self._standing(evidence, now, past)
