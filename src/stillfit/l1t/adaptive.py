@@ -14,7 +14,6 @@ from stillfit.core.arrays import Array
 from stillfit.l1t.e2e import (
     PT_CLIP,
     EventSigma,
-    Head,
     HistogramNetwork,
     Pattern,
     Peak,
@@ -29,6 +28,7 @@ from stillfit.l1t.vertexing import (
     centre,
     shared_histogram,
 )
+from stillfit.models.networks import Head
 from stillfit.models.tensors import RaggedTensor
 
 N_FEATURES = 20
@@ -78,6 +78,7 @@ class AdaptiveE2E(HistogramNetwork):
         "hitpattern",
         "quality",
     )
+    item_layers = ("trunk", "heads", "associate")
 
     def __init__(self, *, temperature: float = 0.3, seed: int = 0) -> None:
         super().__init__()

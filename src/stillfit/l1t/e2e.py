@@ -31,6 +31,7 @@ from stillfit.l1t.vertexing import (
     winner,
 )
 from stillfit.models.likelihood import GaussianCrps, Likelihood
+from stillfit.models.networks import Head, copy_network
 from stillfit.models.tensors import RaggedTensor
 from stillfit.models.uncertain import per_row
 
@@ -218,11 +219,23 @@ class HistogramNetwork(VertexFinder):
 
     pattern: Pattern
     sigma: EventHead
+    item_layers: tuple[str, ...]  # the layers that see tracks, not events
 
     @property
     def likelihood(self) -> Likelihood:
         """Of the position: what the event head's outputs mean."""
         return self.sigma.likelihood
+
+    def with_head(self, likelihood: Likelihood, seed: int = 0) -> HistogramNetwork:
+        """A copy whose event head gives another likelihood of z0, drawn anew from `seed`."""
+        twin = copy_network(self)
+        first = self.sigma.layers[0]
+        assert isinstance(first, nn.Linear)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            twin.sigma = EventHead(likelihood, first.in_features)
+        twin.sigma.to(device=first.weight.device).train(self.training)
+        return twin
 
     @abstractmethod
     def trained(self, tracks: RaggedTensor, rows: Tensor) -> Trained:
@@ -239,23 +252,6 @@ class HistogramNetwork(VertexFinder):
         raw = torch.where((peak.score > 0)[:, None], raw, nowhere)
         association = torch.sigmoid(logits - self.calibration.threshold)
         return Found(peak.z0, raw, peak.score, association)
-
-
-class Head(nn.Linear):
-    """A linear layer whose outputs start near `start`, with weights of `shrink` times the usual.
-
-    A weight that starts at 0 behind its ReLU may never come alive.
-    """
-
-    def __init__(self, inputs: int, start: tuple[float, ...], shrink: float = 1.0) -> None:
-        self.start, self.shrink = start, shrink
-        super().__init__(inputs, len(start))
-
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        with torch.no_grad():
-            self.weight.mul_(self.shrink)
-            self.bias.mul_(self.shrink).add_(torch.tensor(self.start))
 
 
 def dense(*sizes: int) -> list[nn.Module]:
@@ -281,6 +277,7 @@ class E2E(HistogramNetwork):
     """
 
     columns = ("pt", "eta", "phi", "z0", "hitpattern", "quality")
+    item_layers = ("weight", "associate")
 
     def __init__(self, *, temperature: float = 0.3, seed: int = 0) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from stillfit.core.errors import ConfigError, ShapeError
 from stillfit.models.likelihood import GAUSSIAN, Likelihood
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Standardise(nn.Module):
@@ -40,6 +43,23 @@ class Standardise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
+
+
+class Head(nn.Linear):
+    """A linear layer whose outputs start near `start`, with weights of `shrink` times the usual.
+
+    A weight that starts at 0 behind its ReLU may never come alive.
+    """
+
+    def __init__(self, inputs: int, start: tuple[float, ...], shrink: float = 1.0) -> None:
+        self.start, self.shrink = start, shrink
+        super().__init__(inputs, len(start))
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        with torch.no_grad():
+            self.weight.mul_(self.shrink)
+            self.bias.mul_(self.shrink).add_(torch.tensor(self.start).to(self.bias))
 
 
 class MLP(nn.Module):
@@ -110,14 +130,14 @@ class WithNoise(nn.Module):
         return torch.stack([mean, self.log_variance.expand_as(mean)], 1)
 
 
-def copy_network(network: nn.Module) -> nn.Module:
+def copy_network(network: Network) -> Network:
     """A deep copy without gradients or graph."""
     twin = copy.deepcopy(network)
     twin.zero_grad(set_to_none=True)
     return twin
 
 
-def reinitialised(network: nn.Module, seed: int) -> nn.Module:
+def reinitialised(network: Network, seed: int) -> Network:
     """A copy with all parameters drawn anew by the modules' own `reset_parameters`.
 
     PyTorch's convention; a module with parameters of its own and no such method is an error,

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stillfit.core.arrays import Array, Arrays, Ragged, names_of
-from stillfit.core.errors import DataError, ShapeError
+from stillfit.core.errors import ConfigError, DataError, ShapeError
 from stillfit.core.events import Examples
 from stillfit.core.predictive import Categorical, Predictive
-from stillfit.models.likelihood import likelihood_of
+from stillfit.models.likelihood import GaussianLikelihood, Likelihood, likelihood_of
 from stillfit.models.networks import WithNoise, reinitialised
 from stillfit.models.tensors import Tensors
 
@@ -205,6 +205,13 @@ class Classification:
         }
 
     def _logits(self, network: nn.Module, inputs: Tensors) -> Tensor:
+        stated = getattr(network, "likelihood", None)
+        # Two outputs of a plain network may be a Gaussian's or two classes'; a head's are not.
+        if isinstance(stated, Likelihood) and type(stated) is not GaussianLikelihood:
+            raise ConfigError(
+                f"the network states numbers ({type(stated).__name__}) and the task is about "
+                f"{self.classes} classes, whose head is the softmax itself: give it no other"
+            )
         out: Tensor = network(dense(inputs, "x"))
         if out.ndim != 2 or out.shape[1] != self.classes:
             raise ShapeError(

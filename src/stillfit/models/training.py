@@ -16,7 +16,7 @@ from stillfit.core.arrays import Arrays, Index, concat, n_events, take
 from stillfit.core.errors import DataError
 from stillfit.core.events import Examples
 from stillfit.models import uncertain
-from stillfit.models.model import Model
+from stillfit.models.model import CHUNK, Model
 from stillfit.models.networks import copy_network
 from stillfit.models.tensors import tensors
 
@@ -61,6 +61,11 @@ class Prepared:
         ids = None if self.ids is None else self.ids[index]
         targets = take(self.targets, index)
         return Prepared(take(self.inputs, index), targets, n_events(targets), ids)
+
+    def chunks(self, size: int = CHUNK) -> Iterator[Prepared]:
+        """All events in order, `size` at a time, so that a pass over them has bounded memory."""
+        for first in range(0, self.n, size):
+            yield self.take(slice(first, min(first + size, self.n)))
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,7 @@ def converted(network: nn.Module, change: Change) -> nn.Module:
     `ConfigError` for a network that already answers by passes, and for parameters that two
     modules share, which a replacement would part.
     """
-    for module in network.modules():
-        if isinstance(module, Uncertain | PassLayer):
-            raise ConfigError(
-                f"the network already states its uncertainty by {type(module).__name__}; "
-                "convert the plain network, and choose one method of several passes"
-            )
+    require_plain(network)
     owners: dict[int, nn.Module] = {}
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -44,6 +39,16 @@ def converted(network: nn.Module, change: Change) -> nn.Module:
                     "share parameters cannot be replaced one by one: share the module instead"
                 )
     return _walk(copy_network(network), change, "", {})
+
+
+def require_plain(network: nn.Module) -> None:
+    """`ConfigError` for a network that has been converted before."""
+    for module in network.modules():
+        if isinstance(module, Uncertain | PassLayer):
+            raise ConfigError(
+                f"the network already states its uncertainty by {type(module).__name__}; "
+                "convert the plain network, and choose one method of several passes"
+            )
 
 
 def _walk(module: nn.Module, change: Change, name: str, done: dict[int, nn.Module]) -> nn.Module:

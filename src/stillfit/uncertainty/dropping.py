@@ -8,7 +8,7 @@ from torch import nn
 
 from stillfit.core.errors import ConfigError
 from stillfit.core.tables import did_you_mean
-from stillfit.uncertainty.conversion import is_plain
+from stillfit.uncertainty.conversion import is_plain, require_plain
 from stillfit.uncertainty.layers import Plain
 
 
@@ -21,6 +21,7 @@ def dropped_layers(
     layer of each chain reads events, not features. `last_only`: the last of each chain alone.
     `ConfigError` for a name that is none, or if there is no such layer.
     """
+    require_plain(network)
     layers = {name: module for name, module in network.named_modules() if is_plain(module)}
     if asked is not None:
         for name in asked:

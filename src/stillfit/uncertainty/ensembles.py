@@ -12,7 +12,13 @@ from stillfit.models.networks import reinitialised
 from stillfit.models.task import Task
 from stillfit.models.tensors import Tensors
 from stillfit.models.uncertain import chosen, folded, n_events
-from stillfit.uncertainty.conversion import converted, is_plain, members, plain_network
+from stillfit.uncertainty.conversion import (
+    converted,
+    is_plain,
+    members,
+    plain_network,
+    require_plain,
+)
 from stillfit.uncertainty.dropping import dropped_layers
 from stillfit.uncertainty.layers import Masked, Plain, Source, Weights, layer_of
 from stillfit.uncertainty.passes import CHUNK, Passes, checked_members, over_members
@@ -43,6 +49,7 @@ class DeepEnsemble(Passes):
         chunk: int = CHUNK,
     ) -> None:
         m = checked_members(members)
+        require_plain(network)
         twins = [reinitialised(network, member_seed(seed, k)) for k in range(m)]
         super().__init__(_stacked(twins), m, chunk)
         self.resample = resample

@@ -321,8 +321,11 @@ class Masked(PassLayer):
         twin = copy.deepcopy(self.layer)
         if k is not None:
             mask = self.masks[k]
+            if isinstance(twin, nn.Conv1d):  # outputs read the channels of their own group
+                own = mask.reshape(twin.groups, -1)
+                mask = own.repeat_interleave(twin.out_channels // twin.groups, 0)[..., None]
             with torch.no_grad():
-                twin.weight.mul_(mask[:, None] if isinstance(twin, nn.Conv1d) else mask)
+                twin.weight.mul_(mask)
         return twin
 
 

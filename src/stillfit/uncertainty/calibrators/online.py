@@ -63,8 +63,8 @@ class ACI:
       (max(a_1, 1 - a_1) + step) / (step T) of that asked for.
 
     `fit` takes the rows in order of time and leaves a at its nominal value.
-    Cost: ~0.1 us per row for each thousand of the window (a sorted insert) and ~0.02 us per
-    coverage and step. Memory: 8 B per row of `window` + `late`.
+    Cost: ~1 us per labelled row at a window of 1000, ~5 us at 10 000 (a sorted insert), and one
+    sort of the window per call. Memory: 8 B per row of `window` + `late`.
 
     Sources: Gibbs and Candes 2021, arXiv:2106.00170; 2024, arXiv:2208.08401 (mixture of steps).
     """

@@ -32,7 +32,7 @@ def _track(
     `share`: of the weights that is dealt out anew each row, so that no expert is lost.
     """
     rows, total = scores.shape
-    sorted_, losses = np.empty((rows, window + 1)), np.empty(len(steps))
+    sorted_, losses = np.empty((rows, window)), np.empty(len(steps))
     end = max(0, total - fresh - late)
     first = max(0, end - window)
     n = end - first
@@ -58,6 +58,8 @@ def _track(
                 if not unbounded:
                     asked = min(max(asked, 1 / (n + 1)), n / (n + 1))
                 misses[k, e] = asked
+            if len(steps) == 1:
+                continue
             # Less the least loss, so that not all weights underflow.
             weights[k] *= np.exp(-haste[k] * (losses - losses.min()))
             weights[k] /= weights[k].sum()
@@ -65,13 +67,17 @@ def _track(
         if i < late:
             continue
         for j in range(rows):
-            new, held = scores[j, i - late], n
-            if n == window:
-                gone = np.searchsorted(sorted_[j, :n], scores[j, i - late - window])
-                sorted_[j, gone : n - 1] = sorted_[j, gone + 1 : n].copy()
-                held = n - 1
-            at = np.searchsorted(sorted_[j, :held], new)
-            sorted_[j, at + 1 : held + 1] = sorted_[j, at:held].copy()
+            new = scores[j, i - late]
+            at = np.searchsorted(sorted_[j, :n], new)
+            # The free place: behind the last, or that of the oldest where the window is full.
+            free = n if n < window else np.searchsorted(sorted_[j], scores[j, i - late - window])
+            if free < at:
+                at -= 1
+                for x in range(free, at):
+                    sorted_[j, x] = sorted_[j, x + 1]
+            else:
+                for x in range(free, at, -1):
+                    sorted_[j, x] = sorted_[j, x - 1]
             sorted_[j, at] = new
         n = min(n + 1, window)
 
