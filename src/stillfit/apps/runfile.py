@@ -42,7 +42,10 @@ from stillfit.models.task import Classification, Regression, Task
 from stillfit.models.training import Schedule
 from stillfit.monitors.cusum import ErrorCusum, ScoreCusum
 from stillfit.monitors.drift import InputDrift
+from stillfit.monitors.dummies import EveryKth
+from stillfit.monitors.ks import ScoreKS
 from stillfit.monitors.late import LateMetric
+from stillfit.monitors.martingale import ConformalMartingale
 from stillfit.streams.contract import Stream
 from stillfit.streams.guard import GuardPolicy
 from stillfit.streams.labels import Labelling
@@ -177,8 +180,17 @@ GATES = {
     "within-budget": WithinBudget,
 }
 WINDOWS = {"notices": FromNotices, "interval": Interval, "always": Always}
-WATCHES = {"score-cusum": ScoreCusum, "input-drift": InputDrift}
-ERRORS = {"late-metric": LateMetric, "error-cusum": ErrorCusum}
+WATCHES = {
+    "score-cusum": ScoreCusum,
+    "score-ks": ScoreKS,
+    "input-drift": InputDrift,
+    "every-kth": EveryKth,
+}
+ERRORS = {
+    "late-metric": LateMetric,
+    "error-cusum": ErrorCusum,
+    "conformal-martingale": ConformalMartingale,
+}
 SECTIONS = (
     "task", "stream", "labels", "guard", "first", "store", "window", "policies", "gates",
     "probation", "budget", "monitors", "updaters", "lanes", "uncertainty",
