@@ -1,6 +1,6 @@
 """What the uncertainty of the vertex buys: the tables of docs/uncertainty/uses.md.
 
-    python benchmarks/study_uses.py             # 80 000 held-out events, 5 minutes
+    python benchmarks/study_uses.py             # 80 000 held-out events, 5 to 8 minutes
     python benchmarks/study_uses.py --quick     # 8000 events: 1 minute
 
 The networks are the demo's first ones (seed 1, 30 000 training events; from the cache, or trained
