@@ -101,6 +101,8 @@ def test_the_table_has_one_line_each_and_says_what_the_arrays_say():
     for line, seen in zip(lines, tracked.values(), strict=True):
         assert seen.rolling.shape == (2, 2001)
         assert line["lowest"] == pytest.approx(100 * seen.rolling.min())
+        inside = (seen.rolling >= 0.87).all(1) & (seen.rolling <= 0.93).all(1)
+        assert line["kept"] == pytest.approx(100 * inside.mean())
         assert line["mean"] == pytest.approx(100 * seen.rolling.mean())
         assert line["width"] == pytest.approx(seen.widths.mean())
     text = as_text(lines).splitlines()

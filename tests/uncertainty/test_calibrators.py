@@ -208,7 +208,7 @@ def test_the_table_holds_the_intervals_at_its_coverages(calibrator):
 
 
 def reference_aci(scores, window, late, nominal, step, first):
-    """The rule of arXiv:2106.00170, section 2, in plain Python on a sliding window."""
+    """The rule of arXiv:2106.00170 in plain Python on a sliding window."""
     asked = nominal
     for i in range(first, len(scores)):
         past = sorted(scores[max(0, i - late - window) : max(0, i - late)])
@@ -322,7 +322,7 @@ def test_an_infinite_interval_makes_no_table():
 
 
 def reference_nexcp(scores, rho, coverage):
-    """Equation 10 of arXiv:2202.13415: the quantile of weighted points, one at infinity."""
+    """The rule of arXiv:2202.13415: the quantile of weighted points, one at infinity."""
     n = len(scores)
     weights = [rho ** (n - i) for i in range(n)]
     total, reached = sum(weights) + 1, 0.0

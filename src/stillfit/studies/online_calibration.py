@@ -30,7 +30,7 @@ from stillfit.uncertainty.calibrators import (
 from stillfit.uncertainty.checks import coverage_asked
 
 COVERAGES = (0.68, 0.9, 0.95)
-# The mixture of steps of the paper, arXiv:2208.08401, section 5.
+# Each twice the one before, as in arXiv:2208.08401.
 STEPS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
 TRUTH = "true noise known"  # no calibrator can do better; what it shows is chance
 
@@ -196,12 +196,15 @@ def rolling(values: Floats, window: int) -> Floats:
     return np.asarray((sums[..., window:] - sums[..., :-window]) / window)
 
 
-def table(tracked: Mapping[str, Tracked]) -> list[dict[str, str | float]]:
+def table(
+    tracked: Mapping[str, Tracked], *, band: tuple[float, float] = (0.87, 0.93)
+) -> list[dict[str, str | float]]:
     """One row per calibrator; shares in percent, over all seeds and windows.
 
-    `lowest`, `highest`: of any window. `mean`, `mean_err`: of the whole stream, the error from the
-    seeds. `last`: of the last window. `width`, `width_err`: mean ratio to the interval of the true
-    noise; a restless calibrator pays with width for the same coverage.
+    `kept`: seeds whose every window lies in `band`. `lowest`, `highest`: of any window. `mean`,
+    `mean_err`: of the whole stream, the error from the seeds. `last`: of the last window. `width`,
+    `width_err`: mean ratio to the interval of the true noise; a restless calibrator pays with
+    width for the same coverage.
     """
     lines: list[dict[str, str | float]] = []
     for name, seen in tracked.items():
@@ -212,6 +215,9 @@ def table(tracked: Mapping[str, Tracked]) -> list[dict[str, str | float]]:
         lines.append(
             {
                 "calibrator": name,
+                "kept": float(
+                    100 * np.mean((windows.min(1) >= band[0]) & (windows.max(1) <= band[1]))
+                ),
                 "lowest": float(100 * windows.min()),
                 "highest": float(100 * windows.max()),
                 "mean": float(whole.mean()),
@@ -226,9 +232,12 @@ def table(tracked: Mapping[str, Tracked]) -> list[dict[str, str | float]]:
 
 def as_text(lines: Sequence[Mapping[str, str | float]]) -> str:
     """The table in aligned columns, for a terminal or a page."""
-    head = f"{'calibrator':22} {'lowest':>7} {'highest':>8} {'mean':>12} {'last':>6} {'width':>13}"
+    head = (
+        f"{'calibrator':22} {'kept':>5} {'lowest':>7} {'highest':>8} {'mean':>12} {'last':>6} "
+        f"{'width':>13}"
+    )
     body = [
-        f"{line['calibrator']:22} {line['lowest']:7.1f} {line['highest']:8.1f} "
+        f"{line['calibrator']:22} {line['kept']:5.0f} {line['lowest']:7.1f} {line['highest']:8.1f} "
         f"{line['mean']:6.1f} +-{line['mean_err']:4.1f} {line['last']:6.1f} "
         f"{line['width']:6.3f} +-{line['width_err']:6.3f}"
         for line in lines

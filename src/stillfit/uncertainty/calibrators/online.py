@@ -131,7 +131,7 @@ class ACI:
         return AciState(joined[:, -self.window - self.late :].copy(), misses, weights)
 
     def _haste(self, nominal: Floats) -> Floats:
-        """Learning rate of the weights for each coverage: section 4 of arXiv:2208.08401."""
+        """Learning rate of the weights for each coverage, arXiv:2208.08401."""
         size = math.log(len(self.steps) * self.span) + 2
         risk = (1 - nominal) ** 2 * nominal**3 + nominal**2 * (1 - nominal) ** 3
         return np.asarray(np.sqrt(3 / self.span * size / risk))
