@@ -9,9 +9,17 @@ from typing import Any, Literal, TypeAlias
 from torch import nn
 
 from stillfit.models.model import Factory
+from stillfit.uncertainty.auxiliary import Auxiliary
 from stillfit.uncertainty.bayesian import Bayesian
 from stillfit.uncertainty.dropout import MCDropout
 from stillfit.uncertainty.ensembles import BatchEnsemble, DeepEnsemble, Masksembles
+from stillfit.uncertainty.heads import (
+    BetaGaussianHead,
+    EvidentialHead,
+    GaussianHead,
+    QuantileHead,
+)
+from stillfit.uncertainty.laplace import LastLayerLaplace
 from stillfit.uncertainty.propagation import MomentPropagation
 
 Kind: TypeAlias = Literal["head", "members", "post-hoc", "calibrator"]
@@ -37,6 +45,10 @@ def _last_only(network: nn.Module, **knobs: Any) -> nn.Module:
     return MCDropout(network, **{"last_only": True, **knobs})
 
 
+def _diagonal(network: nn.Module, **knobs: Any) -> nn.Module:
+    return LastLayerLaplace(network, **{"structure": "diagonal", **knobs})
+
+
 # What a stored version or a run file names; the network inside it is built first.
 FACTORIES: dict[str, Factory] = {
     "deep-ensemble": DeepEnsemble,
@@ -46,6 +58,13 @@ FACTORIES: dict[str, Factory] = {
     "mc-dropout-last": _last_only,
     "bayesian": Bayesian,
     "moments": MomentPropagation,
+    "gaussian": GaussianHead,
+    "beta-gaussian": BetaGaussianHead,
+    "quantiles": QuantileHead,
+    "evidential": EvidentialHead,
+    "auxiliary": Auxiliary,
+    "laplace": LastLayerLaplace,
+    "laplace-diagonal": _diagonal,
 }
 
 
@@ -64,4 +83,17 @@ _MEMBERS: tuple[Method, ...] = (
     _of("moments", "members", True, "Hernandez-Lobato and Adams 2015, arXiv:1502.05336"),
 )
 
-METHODS: dict[str, Method] = {method.name: method for method in _MEMBERS}
+_HEADS: tuple[Method, ...] = (
+    _of("gaussian", "head", False, "Nix and Weigend 1994, doi:10.1109/ICNN.1994.374138"),
+    _of("beta-gaussian", "head", False, "Seitzer et al. 2022, arXiv:2203.09168"),
+    _of("quantiles", "head", False, "Koenker and Bassett 1978, doi:10.2307/1913643"),
+    _of("evidential", "head", True, "Amini et al. 2020, arXiv:1910.02600"),
+)
+
+_POST_HOC: tuple[Method, ...] = (
+    _of("auxiliary", "post-hoc", False, "Yoo and Kweon 2019, arXiv:1905.03677"),
+    _of("laplace", "post-hoc", True, "Daxberger et al. 2021, arXiv:2106.14806"),
+    _of("laplace-diagonal", "post-hoc", True, "Daxberger et al. 2021, arXiv:2106.14806"),
+)
+
+METHODS: dict[str, Method] = {method.name: method for method in (*_HEADS, *_POST_HOC, *_MEMBERS)}
