@@ -12,7 +12,7 @@ as they are usually evaluated, each pass draws its weights.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import nn
 
 from stillfit.l1t import library
 from stillfit.l1t.conditions import nominal
-from stillfit.l1t.e2e import E2E
+from stillfit.l1t.e2e import E2E, EventHead
 from stillfit.l1t.recipe import vertex_examples
 from stillfit.l1t.vertex import VertexTask
 from stillfit.models import uncertain
@@ -111,7 +111,7 @@ def run() -> list[Row]:
                 ("32 samples, drawing", against_drawing(bayesian, TASK, inputs)),
             ):
                 rows.append((f"{name}: {label}, batch {batch}", value, "x the loop"))
-    return rows + _vertex() + _parts(MLP(13, (64, 64)))
+    return rows + _vertex() + _parts()
 
 
 def _vertex() -> list[Row]:
@@ -125,17 +125,47 @@ def _vertex() -> list[Row]:
     return rows
 
 
-def _parts(network: nn.Module) -> list[Row]:
-    """What a head and an auxiliary network cost beside the bare network."""
-    rows = []
-    for name in ("gaussian", "beta-nll", "quantiles", "evidential", "auxiliary"):
-        if name not in METHODS:
-            continue
-        made = METHODS[name].convert(network).eval()
-        for batch in (1, 256, 4096):
-            inputs = table(batch)
-            with torch.inference_mode():
-                bare = network.eval()
-                cost = 1 / ratio(predicting(TASK, made, inputs), predicting(TASK, bare, inputs))
-            rows.append((f"wide: {name}, batch {batch}, prediction", cost, "x the bare network"))
+class _Stub(nn.Module):
+    """In place of the event head: the same sigma for every event."""
+
+    def __init__(self, head: EventHead) -> None:
+        super().__init__()
+        self.likelihood = head.likelihood
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features.new_zeros(len(features), self.likelihood.outputs)
+
+
+def _parts() -> list[Row]:
+    """What a head and an auxiliary network cost beside a bare network, to predict."""
+    rows: list[Row] = []
+    plain = MLP(13, (64, 64))
+    tables = {batch: table(batch) for batch in (1, 256, 4096)}
+    for name in ("gaussian", "beta-gaussian", "quantiles", "evidential", "auxiliary"):
+        made = METHODS[name].convert(plain)
+        rows += _against(f"wide: {name}", TASK, made, plain, tables)
+    task = VertexTask()
+    examples = vertex_examples(512, nominal(), library=library.load(), seed=1)
+    events = {
+        batch: tensors(uncertain.prepare(task, E2E(), examples.take(slice(0, batch)).inputs))
+        for batch in (1, 64, 512)
+    }
+    bare = E2E()
+    bare.sigma = _Stub(bare.sigma)  # type: ignore[assignment]
+    rows += _against("vertex: event head", task, E2E(), bare, events)
+    for name in ("gaussian", "quantiles", "evidential", "auxiliary"):
+        made = METHODS[name].convert(E2E())
+        rows += _against(f"vertex: {name}", task, made, E2E(), events)
+    return rows
+
+
+def _against(
+    label: str, task: Task, made: nn.Module, bare: nn.Module, inputs: Mapping[int, Tensors]
+) -> list[Row]:
+    made.eval(), bare.eval()
+    rows: list[Row] = []
+    for batch, some in inputs.items():
+        with torch.inference_mode():
+            cost = 1 / ratio(predicting(task, made, some), predicting(task, bare, some))
+        rows.append((f"{label}, batch {batch}", cost, "x the bare network"))
     return rows

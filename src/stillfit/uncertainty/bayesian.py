@@ -118,21 +118,20 @@ class GaussianWeights(Source):
             noise = torch.exp(self.bias_log_std) * torch.randn_like(self.bias)
             return op(x, weight, self.bias + noise)
         mean = op(x, self.weight, self.bias)
-        variance = op(x**2, *self.variances())
+        variance = op(x * x, *self.variances())
         return mean + torch.sqrt(variance.clamp(min=1e-16)) * torch.randn_like(mean)
 
-    def divergence(self, prior_std: float) -> Tensor:
-        """KL(posterior || N(0, prior_std^2)) of all weights, nats; see `gaussian_divergence`."""
-        total = gaussian_divergence(self.weight, self.weight_log_std, prior_std)
-        if self.bias is not None and self.bias_log_std is not None:
-            total = total + gaussian_divergence(self.bias, self.bias_log_std, prior_std)
-        return total
+    def gaussians(self) -> list[tuple[Tensor, Tensor]]:
+        """Means and log-deviations of all weights, flat."""
+        parts = [(self.weight, self.weight_log_std), (self.bias, self.bias_log_std)]
+        return [(m.flatten(), s.flatten()) for m, s in parts if m is not None and s is not None]
 
 
 def gaussian_divergence(mean: Tensor, log_std: Tensor, prior_std: float) -> Tensor:
     """Sum of log(p / s) + (s^2 + m^2) / (2 p^2) - 1/2 over all weights, p = `prior_std`."""
-    terms = (torch.exp(2 * log_std) + mean**2) / (2 * prior_std**2) - log_std
-    return terms.sum() + mean.numel() * (math.log(prior_std) - 0.5)
+    squares = torch.exp(2 * log_std) + mean * mean
+    constant = mean.numel() * (math.log(prior_std) - 0.5)
+    return squares.sum() / (2 * prior_std**2) - log_std.sum() + constant
 
 
 class Bayesian(Passes):
@@ -211,8 +210,9 @@ class Bayesian(Passes):
 
     def divergence(self) -> Tensor:
         """KL of all Gaussian weights from the prior, nats."""
-        parts = [m for m in self.network.modules() if isinstance(m, GaussianWeights)]
-        return torch.stack([part.divergence(self.prior_std) for part in parts]).sum()
+        sources = [m for m in self.network.modules() if isinstance(m, GaussianWeights)]
+        means, log_stds = zip(*(pair for s in sources for pair in s.gaussians()), strict=True)
+        return gaussian_divergence(torch.cat(means), torch.cat(log_stds), self.prior_std)
 
     def loss(self, task: Task, inputs: Tensors, targets: Tensors) -> Tensor:
         n = int(self.events_seen)

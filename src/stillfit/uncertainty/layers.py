@@ -180,7 +180,7 @@ class PassLinear(PassWeights):
     def batched(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         rows = x.flatten(1, -2) if x.ndim > 3 else x
         # As the rows lie: features next to each other, or the same feature of all events.
-        if weight.shape[1] <= NARROW or rows.stride(2) > 1:
+        if rows.stride(2) > 1 or (weight.shape[1] <= NARROW and not torch.is_grad_enabled()):
             turned = rows.transpose(1, 2)
             if bias is None:
                 out = torch.bmm(weight, turned).transpose(1, 2)
@@ -194,6 +194,8 @@ class PassLinear(PassWeights):
 
     def widened(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         k, wide, n = *weight.shape[:2], x.shape[0]
+        if torch.is_grad_enabled():  # what lies as features go is slow to differentiate
+            return self.batched(x.expand(k, *x.shape), weight, bias)
         if x.ndim == 2 and n >= MANY and bias is not None:
             turned = torch.addmm(bias.flatten()[:, None], weight.flatten(0, 1), x.T)
             return turned.view(k, wide, n).transpose(1, 2)
@@ -365,7 +367,8 @@ class PassSequential(nn.Sequential):
             if isinstance(step, PassLayer):
                 groups = step.groups(grouped(x, k) if groups is None else groups, passes)
             elif groups is not None and type(step) is nn.ReLU and not step._forward_hooks:
-                groups = functional.relu_(groups)
+                # In training a view changed in place costs more than it saves.
+                groups = (torch.relu if torch.is_grad_enabled() else torch.relu_)(groups)
             else:
                 x = _called(step, x if groups is None else groups.flatten(0, 1))
                 groups = None
