@@ -192,7 +192,7 @@ class EventHead(nn.Module):
     def __init__(self, likelihood: Likelihood, features: int = 4) -> None:
         super().__init__()
         self.likelihood = likelihood
-        last = Head(8, likelihood.unit, shrink=0.1)  # 0.3 cm of random shift would outweigh sigma
+        last = Head(8, likelihood.unit, shrink=0)  # no shift of z0 but what is learned
         self.layers = nn.Sequential(nn.Linear(features, 8), nn.ReLU(), last)
 
     def forward(self, features: Tensor) -> Tensor:

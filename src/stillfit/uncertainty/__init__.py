@@ -6,6 +6,7 @@ from stillfit.uncertainty.dropout import MCDropout
 from stillfit.uncertainty.ensembles import BatchEnsemble, DeepEnsemble, Masksembles
 from stillfit.uncertainty.heads import (
     BetaGaussianHead,
+    CrpsHead,
     EvidentialHead,
     GaussianHead,
     QuantileHead,
@@ -18,6 +19,7 @@ __all__ = [
     "BatchEnsemble",
     "Bayesian",
     "BetaGaussianHead",
+    "CrpsHead",
     "DeepEnsemble",
     "EvidentialHead",
     "GaussianHead",

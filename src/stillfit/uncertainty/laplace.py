@@ -20,12 +20,12 @@ from stillfit.core.errors import ConfigError, DataError, ShapeError
 from stillfit.core.events import Examples
 from stillfit.core.predictive import Categorical, Mixture
 from stillfit.models.likelihood import GAUSSIAN, GaussianLikelihood, Likelihood, likelihood_of
-from stillfit.models.networks import copy_network
+from stillfit.models.networks import WithNoise, copy_network
 from stillfit.models.task import Answer, Task
 from stillfit.models.tensors import Tensors, tensors
 from stillfit.models.training import Prepared, Schedule
 from stillfit.models.uncertain import Stated, Uncertain
-from stillfit.uncertainty.heads import HasHead
+from stillfit.uncertainty.heads import Crps, HasHead
 from stillfit.uncertainty.hooks import heard_from, last_linear, listening, plain
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -63,9 +63,9 @@ class LastLayerLaplace(Uncertain):
     sqrt(1 + pi/8 variance), one member, which cannot tell noise from ignorance.
 
     `layer`: name of the last linear layer if it is not the last module. `classification`: None
-    takes a network without a likelihood for a classifier; say True for one of two outputs. A
-    vertex network whose event head states no mean gets a Gaussian head first.
-    Before `finish` it states what the network states.
+    takes a network without a likelihood and of other than two outputs for a classifier; say True
+    for one of two classes. A vertex network whose event head states no mean gets a `CrpsHead`
+    first. Before `finish` it states what the network states.
 
     Cost: one extra product phi^T S phi per event (d^2, diagonal: d). `full` up to 2500 weights.
     Source: Daxberger et al. 2021, arXiv:2106.14806; evidence: MacKay 1992,
@@ -106,8 +106,12 @@ class LastLayerLaplace(Uncertain):
         self.network = _with_mean(copy_network(plain(network, "LastLayerLaplace")), layer)
         self.layer, last = last_linear(self.network, layer)
         stated = getattr(self.network, "likelihood", None)
-        # A network of one output round which `WithNoise` puts a variance is of a Gaussian, too.
-        numbers = isinstance(stated, Likelihood) or hasattr(self.network, "log_variance")
+        # Two outputs are a Gaussian's unless the network says otherwise; `WithNoise` adds one.
+        numbers = (
+            isinstance(stated, Likelihood)
+            or isinstance(self.network, WithNoise)
+            or last.out_features == GAUSSIAN.outputs
+        )
         self.classification = not numbers if classification is None else classification
         if not self.classification and not isinstance(
             likelihood_of(self.network), GaussianLikelihood
@@ -303,8 +307,8 @@ class LastLayerLaplace(Uncertain):
                     f"layer {self.layer!r} of {type(self.network).__name__} does not give the "
                     "logits themselves; name the layer that does"
                 )
-            p = torch.softmax(seen.answer.detach().double(), 1)
-            phi = seen.features.double()
+            p = torch.softmax(seen.answer.detach().double().cpu(), 1)
+            phi = seen.features.double().cpu()
             if self.structure == "diagonal":
                 total = total + ((p * (1 - p)).T @ phi**2).cpu().numpy().ravel()
                 continue
@@ -312,7 +316,7 @@ class LastLayerLaplace(Uncertain):
             whole = torch.zeros((classes, d, classes, d), dtype=torch.float64)
             for a in range(classes):
                 for b in range(a + 1):
-                    weight = p[:, a] * ((a == b) - p[:, b])
+                    weight = p[:, a] * (float(a == b) - p[:, b])
                     whole[a, :, b] = whole[b, :, a] = (phi * weight[:, None]).T @ phi
             total = total + whole.reshape(classes * d, classes * d).numpy()
         return np.asarray(total)
@@ -376,8 +380,11 @@ def _products(phi: Tensor, structure: Structure) -> Floats:
 
 
 def _with_mean(network: nn.Module, layer: str | None) -> nn.Module:
-    """A network with a head of its own gets a Gaussian one if that has no output for the mean."""
+    """A network with a head of its own gets a Gaussian one if that has no output for the mean.
+
+    By the CRPS: on vertices, the likelihood gives every event the sigma of the few failures.
+    """
     if not isinstance(network, HasHead) or layer is not None:
         return network
     _, last = last_linear(network)
-    return network if last.out_features == GAUSSIAN.outputs else network.with_head(GAUSSIAN)
+    return network if last.out_features == GAUSSIAN.outputs else network.with_head(Crps())

@@ -15,6 +15,7 @@ from stillfit.uncertainty.dropout import MCDropout
 from stillfit.uncertainty.ensembles import BatchEnsemble, DeepEnsemble, Masksembles
 from stillfit.uncertainty.heads import (
     BetaGaussianHead,
+    CrpsHead,
     EvidentialHead,
     GaussianHead,
     QuantileHead,
@@ -60,6 +61,7 @@ FACTORIES: dict[str, Factory] = {
     "moments": MomentPropagation,
     "gaussian": GaussianHead,
     "beta-gaussian": BetaGaussianHead,
+    "crps": CrpsHead,
     "quantiles": QuantileHead,
     "evidential": EvidentialHead,
     "auxiliary": Auxiliary,
@@ -86,6 +88,7 @@ _MEMBERS: tuple[Method, ...] = (
 _HEADS: tuple[Method, ...] = (
     _of("gaussian", "head", False, "Nix and Weigend 1994, doi:10.1109/ICNN.1994.374138"),
     _of("beta-gaussian", "head", False, "Seitzer et al. 2022, arXiv:2203.09168"),
+    _of("crps", "head", False, "Gneiting and Raftery 2007, doi:10.1198/016214506000001437"),
     _of("quantiles", "head", False, "Koenker and Bassett 1978, doi:10.2307/1913643"),
     _of("evidential", "head", True, "Amini et al. 2020, arXiv:1910.02600"),
 )
