@@ -211,7 +211,7 @@ def test_everything_is_flushed_before_it_is_named_or_acknowledged(fast_dir, monk
         script.run(fast_dir / "registry")
     names = counting.names
     renames = [at for at, name in enumerate(names) if name in ("replace", "rename")]
-    assert len(renames) == 17
+    assert len(renames) == 25
     for at in renames:  # files of one directory are renamed in a row, all flushed before
         before = next(name for name in names[at - 1 :: -1] if name != "replace")
         after = next(name for name in names[at + 1 :] if name != "replace")
