@@ -26,20 +26,22 @@ class _Kept:
     """Sampled weights between two predictions; a copy of a network starts without."""
 
     def __init__(self) -> None:
-        self.learned: list[tuple[Tensor, Tensor, int]] = []
+        self.learned: list[tuple[Tensor, int, int]] = []
+        self.held: list[Tensor] = []
         self.weights: Weights | None = None
 
     def of(self, learned: list[Tensor]) -> Weights | None:
         """The weights, if they were sampled from what is learned now."""
         same = len(learned) == len(self.learned) and all(
-            p is q and p.data_ptr() == data.data_ptr() and p._version == version
-            for p, (q, data, version) in zip(learned, self.learned, strict=True)
+            p is q and p._version == version and p.data_ptr() == place
+            for p, (q, version, place) in zip(learned, self.learned, strict=True)
         )
         return self.weights if same else None
 
     def keep(self, learned: list[Tensor], weights: Weights) -> Weights:
         """Remember both; the learned numbers' memory is held, so that no other can take it."""
-        self.learned = [(p, p.detach(), p._version) for p in learned]
+        self.learned = [(p, p._version, p.data_ptr()) for p in learned]
+        self.held = [p.detach() for p in learned]
         self.weights = weights
         return weights
 

@@ -349,6 +349,14 @@ class PassSequential(nn.Sequential):
             return x
         steps = list(self._modules.values())
         k = passes.stop - passes.start
+        if k == 1:
+            after = False  # a layer whose output nobody else holds
+            for step in steps:
+                if after and type(step) is nn.ReLU and not step._forward_hooks:
+                    x, after = (torch.relu if torch.is_grad_enabled() else torch.relu_)(x), False
+                else:
+                    x, after = _called(step, x), isinstance(step, PassLayer)
+            return x
         place = 0
         groups: Tensor | None = None  # (k, n, ...), else the rows are in x
         common = unfolded(x)
