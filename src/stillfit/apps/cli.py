@@ -29,6 +29,7 @@ from stillfit.apps.command import (
     Store,
     command,
 )
+from stillfit.apps.uncertainty import uncertainty
 
 if TYPE_CHECKING:
     from stillfit.apps.outcome import Outcome
@@ -44,12 +45,6 @@ l1t = typer.Typer(
     name="l1t", no_args_is_help=True, rich_markup_mode=None, help="The Level-1 trigger's own tools."
 )
 app.add_typer(l1t)
-uncertainty = typer.Typer(
-    name="uncertainty",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="How sure is it: methods compared.",
-)
 app.add_typer(uncertainty)
 
 
