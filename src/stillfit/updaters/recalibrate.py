@@ -85,8 +85,8 @@ def _placed(serving: Model, core: nn.Module, changed: dict[str, Array]) -> dict[
     first = f"{inside[0]}." if inside[0] else ""
     known = serving.network.state_dict()
     placed = {first + name: value for name, value in changed.items()}
-    for name in changed:
+    for name, value in changed.items():
         twins = [key for key in known if key == name or key.endswith(f".{name}")]
-        if twins != [first + name]:
+        if twins != [first + name] or tuple(known[first + name].shape) != value.shape:
             return None
     return placed
