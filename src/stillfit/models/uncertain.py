@@ -259,11 +259,15 @@ def chosen(tensors: Tensors, index: Tensor) -> dict[str, Tensor | RaggedTensor]:
     found: dict[str, Tensor | RaggedTensor] = {}
     for name, value in tensors.items():
         if isinstance(value, RaggedTensor):
+            place = value.events.device
+            index = index.to(place)
             counts = torch.bincount(value.events, minlength=value.n)
             starts = torch.cumsum(counts, 0) - counts
             taken = counts[index]
-            events = torch.repeat_interleave(torch.arange(len(index)), taken)
-            within = torch.arange(len(events)) - (torch.cumsum(taken, 0) - taken)[events]
+            events = torch.repeat_interleave(torch.arange(len(index), device=place), taken)
+            within = (
+                torch.arange(len(events), device=place) - (torch.cumsum(taken, 0) - taken)[events]
+            )
             found[name] = RaggedTensor(
                 value.values[starts[index][events] + within], events, len(index)
             )
