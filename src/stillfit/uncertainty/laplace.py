@@ -59,8 +59,10 @@ class LastLayerLaplace(Uncertain):
 
     Classification: H = sum_i (diag(p_i) - p_i p_i^T) x phi phi^T, the generalised Gauss-Newton.
     `link="samples"`: `samples` sets of weights, drawn once when it is fitted and frozen, give the
-    members; one matrix product, no generator at inference. `"probit"`: logits over
-    sqrt(1 + pi/8 variance), one member, which cannot tell noise from ignorance.
+    members; one matrix product, no generator at inference. `"probit"`: p_c in proportion to
+    1 / sum_k exp(-(z_c - z_k) / sqrt(1 + pi/8 var(z_c - z_k))), one member, which cannot tell
+    noise from ignorance. (Over the variance of each logit alone, as is common, the direction that
+    adds the same to all logits, of which the data know nothing, would flatten every answer.)
 
     `layer`: name of the last linear layer if it is not the last module. `classification`: None
     takes a network without a likelihood and of other than two outputs for a classifier; say True
@@ -69,8 +71,8 @@ class LastLayerLaplace(Uncertain):
 
     Cost: one extra product phi^T S phi per event (d^2, diagonal: d). `full` up to 2500 weights.
     Source: Daxberger et al. 2021, arXiv:2106.14806; evidence: MacKay 1992,
-    doi:10.1162/neco.1992.4.3.415; probit: Spiegelhalter and Lauritzen 1990,
-    doi:10.1002/net.3230200507.
+    doi:10.1162/neco.1992.4.3.415; probit of differences: Lu et al. 2020,
+    arXiv:2006.07584.
     """
 
     fitted: Tensor
@@ -135,10 +137,10 @@ class LastLayerLaplace(Uncertain):
     precision: Tensor
 
     def _shape(self, inputs: int, outputs: int) -> tuple[int, ...]:
-        """Of `root`: deviations of the samples, or R with R R^T = S of each output."""
+        """Of `root`: the samples' deviations from the weights, or R as in `Posterior.roots`."""
         if self.classification and self.link == "samples":
             return (self.samples, outputs, inputs)
-        return (outputs, inputs) + ((inputs,) if self.structure == "full" else ())
+        return (outputs, inputs) + ((outputs * inputs,) if self.structure == "full" else ())
 
     @property
     def core(self) -> nn.Module:
@@ -171,7 +173,7 @@ class LastLayerLaplace(Uncertain):
         if self.link == "samples":
             moved = logits + torch.einsum("nd,scd->snc", features, self.root.to(features))
         else:
-            moved = logits / torch.sqrt(1 + math.pi / 8 * self._variance(features))
+            moved = self._probit(logits, features)
         return (moved, *answer[1:]), features
 
     def predict(self, task: Task, inputs: Tensors) -> Stated:
@@ -187,7 +189,18 @@ class LastLayerLaplace(Uncertain):
         root = self.root.to(features)
         if self.structure == "diagonal":
             return (features**2) @ (root**2).T
-        return (torch.einsum("nd,ode->noe", features, root) ** 2).sum(-1)
+        return (torch.einsum("nd,odk->nok", features, root) ** 2).sum(-1)
+
+    def _probit(self, logits: Tensor, features: Tensor) -> Tensor:
+        """Logits of -log sum_k exp(-(z_c - z_k) / sqrt(1 + pi/8 var(z_c - z_k)))."""
+        if self.structure == "diagonal":
+            each = self._variance(features)
+            apart = each[:, :, None] + each[:, None, :]
+        else:
+            parts = torch.einsum("nd,odk->nok", features, self.root.to(features))
+            apart = ((parts[:, :, None] - parts[:, None, :]) ** 2).sum(-1)
+        away = logits[..., :, None] - logits[..., None, :]
+        return -torch.logsumexp(-away / torch.sqrt(1 + math.pi / 8 * apart), -1)
 
     def _features(self, heard: dict[str, Tensor]) -> Tensor:
         value = heard_from(heard, self.layer, self.network)
@@ -351,16 +364,14 @@ class Posterior(NamedTuple):
         return drawn if self.vectors is None else drawn @ self.vectors.T
 
     def roots(self, outputs: int) -> Floats:
-        """R of each output's own block of the covariance, R R^T; its deviations if diagonal."""
-        k = len(self.values)
-        d = k // outputs
+        """R with R R^T the covariance, as (outputs, d, k); its deviations (outputs, d) if diagonal.
+
+        The covariance of the weights of outputs a and b is R[a] R[b]^T.
+        """
+        d = len(self.values) // outputs
         if self.vectors is None:
             return self._deviations.reshape(outputs, d)
-        root = self.vectors * self._deviations
-        if outputs == 1:
-            return root[None]
-        blocks = [part @ part.T for part in root.reshape(outputs, d, k)]
-        return np.stack([linalg.cholesky(block, lower=True) for block in blocks])
+        return (self.vectors * self._deviations).reshape(outputs, d, -1)
 
 
 def best_precision(values: Floats, size: float) -> float:
