@@ -183,7 +183,7 @@ class Classification:
         self, network: nn.Module, answer: Answer, inputs: Tensors
     ) -> tuple[Predictive | Categorical, Arrays]:
         members = torch.softmax(answer[0].double(), 2).permute(1, 0, 2)
-        return Categorical(members.contiguous().numpy()), {}
+        return Categorical(members.contiguous().cpu().numpy()), {}
 
     def errors(
         self, predictive: Predictive | Categorical, outputs: Arrays, targets: Arrays

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.numpy import load_file, save_file
+from torch import nn
 
 from stillfit.core.errors import ConfigError
 from stillfit.core.predictive import Mixture, Predictive, QuantileTable, StudentT
@@ -36,6 +37,7 @@ from stillfit.l1t.vertex import NEAR, VertexTask
 from stillfit.models import uncertain
 from stillfit.models.model import Architecture, Model, build, footprint
 from stillfit.models.training import Prepared, Schedule, fit
+from stillfit.uncertainty import MomentPropagation
 from stillfit.uncertainty.calibrators import NormalisedConformal, SplitConformal, VarianceScaling
 from stillfit.uncertainty.methods import METHODS
 from stillfit.uncertainty.scores import Scores, auroc, judge, reliability
@@ -224,14 +226,13 @@ def _train_one(task: tuple[ShiftStudy, Path, str, int]) -> Row | None:
     folder.mkdir(parents=True, exist_ok=True)
     library, task_, kind = load(), VertexTask(), KINDS[study.network]
     plain = build(Architecture(kind, {"seed": seed}), FACTORIES)
+    examples = vertex_examples(study.training, nominal(), library=library, seed=seed)
     try:
-        network = METHODS[name].convert(plain)
+        network = uncertain.fresh(task_, converted(name, plain), examples, seed)
     except ConfigError as error:
         (folder / "refused.txt").write_text(str(error))
         done.write_text("null")
         return None
-    examples = vertex_examples(study.training, nominal(), library=library, seed=seed)
-    network = uncertain.fresh(task_, network, examples, seed)
     model = Model(network, task_, Architecture(kind, {"seed": seed}))
     prepared = Prepared.of(model, examples)
     batch = min(250, study.training)
@@ -270,6 +271,14 @@ def _train_one(task: tuple[ShiftStudy, Path, str, int]) -> Row | None:
     temporary.write_text(json.dumps(cost))
     temporary.replace(done)
     return cost
+
+
+def converted(name: str, network: nn.Module) -> nn.Module:
+    """The vertex network under a method; moments pass through the event head alone, since they
+    have no closed form through a histogram and its arg-max."""
+    if name == "moments":
+        return MomentPropagation(network, layers=("sigma",))
+    return METHODS[name].convert(network)
 
 
 def _rate(model: Model, inputs: Mapping[str, Any]) -> float:
@@ -326,7 +335,7 @@ def restore(
     folder = out / "models" / f"{name}-{seed}"
     kind = KINDS[study.network]
     architecture = Architecture(kind, {"seed": seed})
-    network = METHODS[name].convert(build(architecture, FACTORIES))
+    network = converted(name, build(architecture, FACTORIES))
     model = Model(network.eval(), VertexTask(), architecture).with_weights(
         load_file(folder / "weights.safetensors")
     )
