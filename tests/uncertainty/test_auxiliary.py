@@ -218,7 +218,7 @@ def test_convolutions_are_averaged_over_their_places():
 
     network = Auxiliary(Windows(), layers=("filters",), folds=0)
     model = trained(network, TASK, toy(200, 1))
-    assert model.network.auxiliary.layers[1].in_features == 3
+    assert model.network.auxiliary[0].in_features == 3
     assert np.all(model.predict(toy(20, 2).inputs)[0].std > 0)
 
 

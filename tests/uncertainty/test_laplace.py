@@ -152,7 +152,7 @@ def test_samples_have_the_posteriors_covariance_and_the_root_gives_it():
     drawn = posterior.sample(200_000, rng)
     np.testing.assert_allclose(np.cov(drawn.T), want, atol=0.01 * np.abs(want).max())
     root = posterior.roots(2)
-    blocks = np.einsum("adk,bek->adbe", root, root).reshape(6, 6)
+    blocks = np.einsum("akd,bke->adbe", root, root).reshape(6, 6)
     np.testing.assert_allclose(blocks, want, rtol=1e-6, atol=1e-12)
     diagonal = Posterior.of(np.diag(curvature), np.ones(6), 0.5)
     np.testing.assert_allclose(diagonal.roots(1)[0] ** 2, 1 / (np.diag(curvature) + 0.5))

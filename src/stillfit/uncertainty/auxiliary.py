@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,7 +18,7 @@ from stillfit.core.events import Examples
 from stillfit.core.predictive import Categorical, Mixture, Predictive
 from stillfit.models.likelihood import GAUSSIAN, GaussianLikelihood, likelihood_of
 from stillfit.models.model import Architecture, Model, join
-from stillfit.models.networks import MLP, copy_network, reinitialised
+from stillfit.models.networks import Standardise, copy_network, reinitialised
 from stillfit.models.task import Answer, Task, truth
 from stillfit.models.tensors import RaggedTensor, Tensors, tensors
 from stillfit.models.training import Prepared, Schedule, shuffled, train
@@ -110,8 +111,7 @@ class Auxiliary(Uncertain):
         ]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            dense = MLP(sum(sizes), hidden, outputs=1)
-        self.auxiliary = dense
+            self.auxiliary = _dense(sum(sizes), hidden)
         self.auxiliary.requires_grad_(False)  # trained by `finish` alone
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
@@ -139,11 +139,13 @@ class Auxiliary(Uncertain):
         predictive, outputs = task.state(self.network, answer, inputs)
         if not self.fitted:
             return predictive, outputs
-        out = self.auxiliary(self._activations(heard, inputs, len(predictive)))[:, 0].double()
+        n = answer[0].shape[1]
+        out: Tensor = self.auxiliary(self._activations(heard, inputs, n))[:, 0].detach()
         if isinstance(predictive, Categorical):
-            return predictive, {**outputs, "p_wrong": torch.sigmoid(out).detach().cpu().numpy()}
-        sigma = self.scale * torch.exp(out.clamp(-LOG_SIGMA_REACH, LOG_SIGMA_REACH))
-        variance = (sigma**2).detach().cpu().numpy()
+            return predictive, {**outputs, "p_wrong": torch.sigmoid(out.double()).cpu().numpy()}
+        # Bounded: one absurd activation must not make a prediction that is refused.
+        log_sigma = out.clamp(-LOG_SIGMA_REACH, LOG_SIGMA_REACH).double().cpu().numpy()
+        variance = np.exp(2 * (log_sigma + math.log(float(self.scale))))
         return Mixture.gaussian(predictive.mean, variance), outputs
 
     def finish(
@@ -224,7 +226,8 @@ class Auxiliary(Uncertain):
         parts = []
         for name, pool in zip(self.layers, self.pooled, strict=True):
             value = heard_from(heard, name, self.network)
-            value = value.reshape(len(value), -1) if value.ndim < 3 else value.flatten(2).mean(2)
+            if value.ndim != 2:
+                value = value[:, None] if value.ndim == 1 else value.flatten(2).mean(2)
             if pool:
                 parts += pooled(value, _items(inputs, len(value), name))
             elif len(value) == n:
@@ -234,14 +237,16 @@ class Auxiliary(Uncertain):
                     f"layer {name!r} gives {len(value)} rows for {n} events; does it see items "
                     "of events? Then the network must name it in `item_layers`"
                 )
-        return torch.cat(parts, 1).float()
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).float()
 
     def _learn(
         self, x: Tensor, errors: NDArray[np.float64], classes: bool, rng: np.random.Generator
     ) -> None:
         """Fit the auxiliary network to errors (n,): residuals, or 1 for a wrong class."""
         network = self.auxiliary
-        network.set_scales(x.cpu().numpy())
+        scaling = Standardise(x.shape[1]).to(x.device)
+        scaling.set_from(x.cpu().numpy())
+        x = scaling(x)
         if not classes:
             self.scale.fill_(_typical(errors))
         y = torch.from_numpy(errors).to(x) / self.scale
@@ -270,6 +275,24 @@ class Auxiliary(Uncertain):
                 optimiser.step()
         network.requires_grad_(False)
         network.zero_grad(set_to_none=True)
+        _fold(scaling, network)
+
+
+def _dense(inputs: int, hidden: Sequence[int]) -> nn.Sequential:
+    """Dense ReLU layers and one output."""
+    layers: list[nn.Module] = []
+    for before_, after in pairwise([inputs, *hidden]):
+        layers += [nn.Linear(before_, after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear([inputs, *hidden][-1], 1))
+
+
+@torch.no_grad()
+def _fold(scaling: Standardise, network: nn.Sequential) -> None:
+    """Put the scaling of the inputs into the first layer, whose cost it then does not add to."""
+    first = network[0]
+    assert isinstance(first, nn.Linear)
+    first.weight.div_(scaling.std)
+    first.bias.sub_(first.weight @ scaling.mean)
 
 
 def pooled(values: Tensor, items: RaggedTensor) -> list[Tensor]:

@@ -134,10 +134,11 @@ class Quantiles(Likelihood):
         return torch.maximum(level * away, (level - 1) * away).mean() / width
 
     def rescale(self, raw: Tensor, mean: Tensor | float, std: Tensor | float) -> Tensor:
-        return raw * _column(std, raw) + _column(mean, raw)
+        return raw * _column(std) + _column(mean)
 
     def predictive(self, raw: Tensor) -> Predictive:
-        values = raw.double().sort(-1).values.mean(0)
+        # One table sorts itself; only before an average must each be in order.
+        values = raw[0].double() if len(raw) == 1 else raw.double().sort(-1).values.mean(0)
         return QuantileTable(np.array(self.levels), values.detach().cpu().numpy())
 
 
@@ -180,10 +181,9 @@ class Evidential(Likelihood):
 
     def split(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """gamma, nu, alpha, beta."""
-        nu = functional.softplus(raw[..., 1]) + LEAST_EVIDENCE
-        alpha = 1 + functional.softplus(raw[..., 2]) + LEAST_EVIDENCE
+        evidence = functional.softplus(raw[..., 1:3]) + LEAST_EVIDENCE
         beta = torch.exp(raw[..., 3].clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT))
-        return raw[..., 0], nu, alpha, beta
+        return raw[..., 0], evidence[..., 0], 1 + evidence[..., 1], beta
 
     def loss(self, raw: Tensor, y: Tensor) -> Tensor:
         gamma, nu, alpha, beta = self.split(raw)
@@ -203,23 +203,26 @@ class Evidential(Likelihood):
 
     def rescale(self, raw: Tensor, mean: Tensor | float, std: Tensor | float) -> Tensor:
         wide = torch.as_tensor(std, dtype=raw.dtype, device=raw.device)
-        parts = [raw[:, 0] * wide + mean, raw[:, 1], raw[:, 2], raw[:, 3] + 2 * torch.log(wide)]
-        return torch.stack(parts, 1)
+        first, last = raw[:, 0] * wide + mean, raw[:, 3] + 2 * torch.log(wide)
+        return torch.cat([first[:, None], raw[:, 1:3], last[:, None]], 1)
 
     def predictive(self, raw: Tensor) -> Predictive:
-        parts = (part.detach().cpu().numpy() for part in self.split(raw.double()))
+        parts = (part.detach().double().cpu().numpy() for part in self.split(raw))
         gamma, nu, alpha, beta = parts
-        each = beta / (alpha - 1)
-        location, noise = gamma.mean(0), each.mean(0)
-        ignorance = (each / nu).mean(0) + gamma.var(0)
-        dof = 2 * alpha.mean(0)
+        noise = beta / (alpha - 1)
+        ignorance, dof = noise / nu, 2 * alpha
+        if len(raw) == 1:
+            location, noise, ignorance, dof = gamma[0], noise[0], ignorance[0], dof[0]
+        else:
+            location, noise, dof = gamma.mean(0), noise.mean(0), dof.mean(0)
+            ignorance = ignorance.mean(0) + gamma.var(0)
         scale = np.sqrt((noise + ignorance) * (dof - 2) / dof)
         return StudentT(location, scale, dof, (noise, ignorance))
 
 
-def _column(value: Tensor | float, like: Tensor) -> Tensor:
+def _column(value: Tensor | float) -> Tensor | float:
     """A number, or one per event, to be broadcast over an event's outputs."""
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(-1, 1)
+    return value[:, None] if isinstance(value, Tensor) and value.ndim else value
 
 
 def with_head(

@@ -108,7 +108,8 @@ def listening(
 ) -> Iterator[dict[str, Tensor]]:
     """While it is open, what the named layers gave last (or took, `inputs`), by name.
 
-    Nothing of the network is changed, and nothing stays behind.
+    The names must exist (`named` checks them). Nothing of the network is changed, and nothing
+    stays behind.
     """
     heard: dict[str, Tensor] = {}
     hooks = []
@@ -127,7 +128,7 @@ def listening(
 
     try:
         for name in names:
-            hooks.append(named(network, name).register_forward_hook(hear(name)))
+            hooks.append(network.get_submodule(name).register_forward_hook(hear(name)))
         yield heard
     finally:
         for hook in hooks:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import linalg, optimize
 from torch import Tensor, nn
+from torch.nn import functional
 
 from stillfit.core.errors import ConfigError, DataError, ShapeError
 from stillfit.core.events import Examples
@@ -122,7 +123,8 @@ class LastLayerLaplace(Uncertain):
                 f"a last-layer Laplace needs a Gaussian likelihood, {type(stated).__name__} has no "
                 "curvature of the mean in closed form; give the network a GaussianHead"
             )
-        inputs = last.in_features + (last.bias is not None)
+        self.biased = last.bias is not None
+        inputs = last.in_features + self.biased
         outputs = last.out_features if self.classification else 1
         if structure == "full" and inputs * outputs > MOST:
             raise ConfigError(
@@ -137,10 +139,10 @@ class LastLayerLaplace(Uncertain):
     precision: Tensor
 
     def _shape(self, inputs: int, outputs: int) -> tuple[int, ...]:
-        """Of `root`: the samples' deviations from the weights, or R as in `Posterior.roots`."""
+        """Of `root`, the layer's inputs last: the samples' deviations, or R of `Posterior`."""
         if self.classification and self.link == "samples":
             return (self.samples, outputs, inputs)
-        return (outputs, inputs) + ((outputs * inputs,) if self.structure == "full" else ())
+        return (outputs, *((outputs * inputs,) if self.structure == "full" else ()), inputs)
 
     @property
     def core(self) -> nn.Module:
@@ -171,7 +173,7 @@ class LastLayerLaplace(Uncertain):
             return answer, features
         logits = answer[0]
         if self.link == "samples":
-            moved = logits + torch.einsum("nd,scd->snc", features, self.root.to(features))
+            moved = logits + self._through(features, self.root).permute(1, 0, 2)
         else:
             moved = self._probit(logits, features)
         return (moved, *answer[1:]), features
@@ -181,15 +183,24 @@ class LastLayerLaplace(Uncertain):
         predictive, outputs = task.state(self.network, answer, inputs)
         if isinstance(predictive, Categorical) or not self.fitted:
             return predictive, outputs
-        ignorance = (self.scale**2 * self._variance(features)[:, 0]).double().cpu().numpy()
+        variance = self._variance(features)[:, 0].double().cpu().numpy()
+        ignorance = float(self.scale) ** 2 * variance
         return Mixture.from_parts(predictive.mean, predictive.variance, ignorance), outputs
+
+    def _through(self, features: Tensor, weights: Tensor) -> Tensor:
+        """(n, ...) of features (n, d) through `weights` (..., d), of which the last is the bias."""
+        flat = weights.reshape(-1, weights.shape[-1]).to(features)
+        if self.biased:
+            out = functional.linear(features, flat[:, :-1], flat[:, -1])
+        else:
+            out = functional.linear(features, flat)
+        return out.reshape(len(features), *weights.shape[:-1])
 
     def _variance(self, features: Tensor) -> Tensor:
         """phi^T S phi of each output, (n, outputs)."""
-        root = self.root.to(features)
         if self.structure == "diagonal":
-            return (features**2) @ (root**2).T
-        return (torch.einsum("nd,odk->nok", features, root) ** 2).sum(-1)
+            return self._through(features**2, self.root**2)
+        return (self._through(features, self.root) ** 2).sum(-1)
 
     def _probit(self, logits: Tensor, features: Tensor) -> Tensor:
         """Logits of -log sum_k exp(-(z_c - z_k) / sqrt(1 + pi/8 var(z_c - z_k)))."""
@@ -197,7 +208,7 @@ class LastLayerLaplace(Uncertain):
             each = self._variance(features)
             apart = each[:, :, None] + each[:, None, :]
         else:
-            parts = torch.einsum("nd,odk->nok", features, self.root.to(features))
+            parts = self._through(features, self.root)
             apart = ((parts[:, :, None] - parts[:, None, :]) ** 2).sum(-1)
         away = logits[..., :, None] - logits[..., None, :]
         return -torch.logsumexp(-away / torch.sqrt(1 + math.pi / 8 * apart), -1)
@@ -209,8 +220,7 @@ class LastLayerLaplace(Uncertain):
                 f"the input of layer {self.layer!r} must be (n, features), got "
                 f"{tuple(value.shape)}; a last layer per item has no Laplace per event"
             )
-        _, last = last_linear(self.network, self.layer)
-        return value if last.bias is None else torch.cat([value, torch.ones_like(value[:, :1])], 1)
+        return value
 
     def finish(
         self,
@@ -275,7 +285,10 @@ class LastLayerLaplace(Uncertain):
                     answer = task.answer(self.network, tensors(piece.inputs))
                 finally:
                     hook.remove()
-            yield _Seen(self._features(heard).detach(), outs[-1], answer[0])
+            features = self._features(heard).detach()
+            if self.biased:
+                features = torch.cat([features, torch.ones_like(features[:, :1])], 1)
+            yield _Seen(features, outs[-1], answer[0])
 
     def _of_mean(self, task: Task, data: Prepared) -> Floats:
         """H of the mean's weights, (d, d) or its diagonal, and `scale`."""
@@ -364,14 +377,15 @@ class Posterior(NamedTuple):
         return drawn if self.vectors is None else drawn @ self.vectors.T
 
     def roots(self, outputs: int) -> Floats:
-        """R with R R^T the covariance, as (outputs, d, k); its deviations (outputs, d) if diagonal.
+        """R with R^T R the covariance, as (outputs, k, d); its deviations (outputs, d) if diagonal.
 
-        The covariance of the weights of outputs a and b is R[a] R[b]^T.
+        The covariance of the weights of outputs a and b is R[a]^T R[b].
         """
         d = len(self.values) // outputs
         if self.vectors is None:
             return self._deviations.reshape(outputs, d)
-        return (self.vectors * self._deviations).reshape(outputs, d, -1)
+        root = (self.vectors * self._deviations).reshape(outputs, d, -1)
+        return np.ascontiguousarray(root.transpose(0, 2, 1))
 
 
 def best_precision(values: Floats, size: float) -> float:
