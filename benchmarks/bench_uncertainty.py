@@ -30,6 +30,7 @@ from stillfit.models.networks import MLP
 from stillfit.models.task import Regression, Task
 from stillfit.models.tensors import Tensors, tensors
 from stillfit.uncertainty import Bayesian, DeepEnsemble
+from stillfit.uncertainty.auxiliary import Auxiliary
 from stillfit.uncertainty.layers import Draw, drawing
 from stillfit.uncertainty.methods import METHODS
 from stillfit.uncertainty.passes import Passes
@@ -163,6 +164,8 @@ def _against(
     label: str, task: Task, made: nn.Module, bare: nn.Module, inputs: Mapping[int, Tensors]
 ) -> list[Row]:
     made.eval(), bare.eval()
+    if isinstance(made, Auxiliary):  # unfitted, it would not be asked
+        made.fitted.fill_(True)
     rows: list[Row] = []
     for batch, some in inputs.items():
         with torch.inference_mode():
