@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from stillfit.apps.summary import (
     Forgetting,
     Held,
     Lane,
+    Lead,
     Metric,
     RegistrySize,
     Score,
@@ -108,6 +110,8 @@ def season_summary(seed: int = 1) -> Summary:
                         "auc": min(1.0, 0.988 - 0.1 * (0.97 - truth) + rng.normal(0, 0.001)),
                         "balanced_accuracy": balanced + rng.normal(0, 0.002),
                         "sigma_cm": stated,
+                        "sigma_cm_low": None if stated is None else 0.7 * stated,
+                        "sigma_cm_high": None if stated is None else 1.9 * stated,
                     },
                     errors={
                         "efficiency": float(np.sqrt(truth * (1 - truth) / n)),
@@ -134,7 +138,12 @@ def season_summary(seed: int = 1) -> Summary:
         fills=fills,
         registry=RegistrySize(versions=31, bytes=1_834_022, journal=412),
         uncertainty=Uncertainty(
-            name="sigma_cm", title="Mean stated uncertainty of z0", unit="cm", against="width_cm"
+            name="sigma_cm",
+            title="Mean stated uncertainty of z0",
+            unit="cm",
+            against="width_cm",
+            low="sigma_cm_low",
+            high="sigma_cm_high",
         ),
         baseline="frozen",
         run={"scenario": "season", "events_per_fill": 2000, "label": {"delay": 1, "fraction": 0.1}},
@@ -197,7 +206,12 @@ def trouble(fills: tuple[Fill, ...]) -> list[Decision]:
 def lane(name: str, title: str, rows: tuple[Score, ...], rng: np.random.Generator) -> Lane:
     if name in ("fasthisto", "frozen"):
         states = name == "frozen"
-        return Lane(title=title, fills=rows, calibration=bins(rng, 1.6) if states else ())
+        return Lane(
+            title=title,
+            fills=rows,
+            calibration=bins(rng, 1.6) if states else (),
+            leads=noticed() if states else (),
+        )
     names = list(dict.fromkeys(condition for condition, _ in STRETCHES))
     served = tuple(dict.fromkeys(row.version for row in rows if row.version))
     matrix = 0.95 - 0.5 * rng.random((len(served), len(names)))
@@ -215,8 +229,39 @@ def lane(name: str, title: str, rows: tuple[Score, ...], rng: np.random.Generato
             versions=6,
             bytes=402_133,
         ),
+        leads=noticed(),
         cost=Cost(updates=7, labelled_events=7 * 1400, seconds=14.2 if name != "retrain" else 160),
     )
+
+
+def noticed() -> tuple[Lead, ...]:
+    """Resolution is seen 3400 events early, the quality word 200 late, a shift by labels alone."""
+    fills, found = season_fills(), []
+    for before, fill in pairwise(fills):
+        if fill.condition == before.condition:
+            continue
+        labels = fills[fill.fill].end + HOUR if fill.fill < len(fills) else None
+        flag = {"inner barrel resolution": fill.start + HOUR, "layer 1 tripped": fill.start + 2}
+        late = None if fill.condition in ("nominal", "layer 1 tripped") else labels
+        earlier = 3400 if fill.condition == "inner barrel resolution" else None
+        if fill.condition == "quality word" and labels is not None:
+            flag["quality word"], earlier = labels + HOUR, -200
+        time = flag.get(fill.condition)
+        found.append(
+            Lead(
+                fill=fill.fill,
+                condition=fill.condition,
+                start=fill.start,
+                flag=time,
+                monitor=None if time is None else "score-ks",
+                delay=None if time is None else 450,
+                late=late,
+                late_monitor=None if late is None else "error-cusum",
+                earlier=earlier,
+                stood=("late-metric",) if fill.condition == "nominal" else (),
+            )
+        )
+    return tuple(found)
 
 
 def bins(rng: np.random.Generator, factor: float) -> tuple[Calibration, ...]:

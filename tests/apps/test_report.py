@@ -9,6 +9,13 @@ import pytest
 
 from stillfit.apps.report import on_hold, paragraphs, render, season_svg
 from stillfit.apps.report.figures import Figure, best_and_equal, gain, losses, mean, won_back
+from stillfit.apps.report.knowing import (
+    flag_sentence,
+    knowing_picture,
+    lead_text,
+    told,
+    watched_lane,
+)
 from stillfit.apps.report.season import Frame, vertical
 from stillfit.apps.report.svg import Scale, log_ticks, ticks
 from stillfit.apps.report.words import (
@@ -26,6 +33,7 @@ from stillfit.apps.summary import (
     Fill,
     Forgetting,
     Lane,
+    Lead,
     Metric,
     Score,
     Summary,
@@ -282,7 +290,7 @@ def test_the_axis_fits_the_figures(values, metric, curve):
 
 
 def test_time_runs_from_left_to_right_through_fills_and_gaps(season):
-    frame = Frame(season, 0.0)
+    frame = Frame(season, 0.0, 300.0, tuple(season.lanes))
     last = season.fills[-1]
     times = [last.end * step / 500 for step in range(501)]
     places = [frame.at(time) for time in times]
@@ -470,3 +478,73 @@ def test_a_long_run_of_many_periods_can_still_be_drawn():
     numbers = [float(x) for x in re.findall(r' x="([-\d.]+)"', picture)]
     assert all(-1 <= x <= 1161 for x in numbers)
     Page(render(long))
+
+
+def test_the_lane_left_alone_shows_when_a_change_was_known(season):
+    assert watched_lane(season) == "frozen"
+    page = render(season)
+    assert 'id="flag"' in page
+    assert "the flag rose: an alarm of the stated uncertainty" in page
+    shown = knowing_picture(season, "frozen")
+    root = ET.fromstring(shown)
+    marks = [e.get("class") for e in root.iter() if "mark" in (e.get("class") or "")]
+    lead = season.lanes["frozen"].leads
+    assert marks.count("mark mark-flag") == sum(x.flag is not None for x in lead) == 3
+    assert marks.count("mark mark-late") == sum(x.late is not None for x in lead)
+    bands = [e for e in root.iter() if (e.get("class") or "").startswith("sixty")]
+    assert len(bands) == len(season.fills)
+
+
+def test_the_sentence_says_how_many_events_earlier_and_what_the_flag_did_not_see(season):
+    assert flag_sentence(season) == (
+        "Of 7 changes in lane frozen, the flag of the stated uncertainty rose 1\u2009600 events "
+        "before late labels (median): “inner barrel resolution” (3\u2009400 events) and “quality "
+        "word” (200 events after); late labels alone told of “barrel shifted 2 mm” and “ageing”; "
+        "the flag alone of “layer 1 tripped”; no new alarm at 1 change."
+    )
+    assert flag_sentence(season) in paragraphs(season)
+    alone = {"frozen": Lane(title="Alone", fills=())}
+    quiet = dataclasses.replace(season, lanes=alone, decisions=())
+    assert flag_sentence(quiet) == ""
+    assert 'id="flag"' not in render(quiet)
+
+
+def test_a_lead_in_words():
+    lead = Lead(fill=3, condition="hot", start=0.0)
+    assert lead_text(lead) == "nothing rose"
+    assert lead_text(dataclasses.replace(lead, flag=1.0, stood=("a",))) == (
+        "flag alone; stood already: a"
+    )
+    assert lead_text(dataclasses.replace(lead, late=1.0)) == "late labels alone"
+    both = dataclasses.replace(lead, flag=1.0, late=2.0, earlier=1)
+    assert lead_text(both) == "flag 1 event before late labels"
+    assert lead_text(dataclasses.replace(both, earlier=-2)) == "flag 2 events after late labels"
+
+
+def test_a_lead_is_told_with_its_monitors_and_times(season):
+    lead = next(x for x in season.lanes["frozen"].leads if x.earlier == 3400)
+    assert told(season, lead) == (
+        f"“inner barrel resolution” from fill {lead.fill}: flag rose (fill {lead.fill} + 1 h, 450 "
+        "events into the change, score-ks) 3\u2009400 events before late labels; late labels told "
+        f"after fill {lead.fill + 1} + 1 h (error-cusum)"
+    )
+
+
+def test_without_the_ends_of_the_band_the_median_is_drawn_alone(season):
+    plain = dataclasses.replace(season.uncertainty, low="", high="")
+    lanes = {
+        name: dataclasses.replace(
+            lane,
+            fills=tuple(
+                dataclasses.replace(
+                    row,
+                    values={k: v for k, v in row.values.items() if not k.startswith("sigma_cm_")},
+                )
+                for row in lane.fills
+            ),
+        )
+        for name, lane in season.lanes.items()
+    }
+    shown = knowing_picture(dataclasses.replace(season, uncertainty=plain, lanes=lanes), "frozen")
+    assert "sixty" not in shown
+    assert shown.count('class="stated') == len(season.fills)

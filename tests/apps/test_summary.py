@@ -160,3 +160,17 @@ def test_a_forgetting_matrix_has_a_row_a_version_and_a_column_a_condition():
 def test_values_are_frozen(season):
     with pytest.raises(dataclasses.FrozenInstanceError):
         season.seed = 2
+
+
+def test_a_summary_of_a_release_that_knew_no_leads_and_no_band_is_read(season):
+    table = json.loads(json.dumps(to_json(season)))
+    del table["uncertainty"]["low"], table["uncertainty"]["high"]
+    for lane in table["lanes"].values():
+        del lane["leads"]
+        for row in lane["fills"]:
+            for name in ("sigma_cm_low", "sigma_cm_high"):
+                row.pop(name, None)
+    old = from_json(table)
+    assert all(lane.leads == () for lane in old.lanes.values())
+    assert old.uncertainty is not None
+    assert (old.uncertainty.low, old.uncertainty.high) == ("", "")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import stillfit
+from stillfit.apps.leads import leads
 from stillfit.apps.summary import (
     Calibration,
     Cost,
@@ -22,6 +23,7 @@ from stillfit.apps.summary import (
     Stored,
     Summary,
     Uncertainty,
+    stated_figures,
 )
 from stillfit.core.values import JSON
 from stillfit.registry import Entry, Registry
@@ -36,7 +38,12 @@ L1T_METRICS = (
     Metric(name="width_cm", title="Core width of the z0 residual", unit="cm", better="lower"),
 )
 L1T_SIGMA = Uncertainty(
-    name="sigma_cm", title="Median stated uncertainty of z0", unit="cm", against="width_cm"
+    name="sigma_cm",
+    title="Median stated uncertainty of z0",
+    unit="cm",
+    against="width_cm",
+    low="sigma_cm_low",
+    high="sigma_cm_high",
 )
 REGRESSION_METRICS = (
     Metric(name="error", title="Mean absolute error", better="lower"),
@@ -72,13 +79,13 @@ def collect(
     it is empty the label batches themselves are the periods.
     """
     history = registry.history()
-    figures = [m.name for m in metrics] + ([uncertainty.name] if uncertainty else [])
-    lanes = {
-        name: _lane(registry, name, shown, [e for e in history if e.lane == name], figures)
-        for name, shown in titles.items()
-    }
+    figures = [*(m.name for m in metrics), *stated_figures(uncertainty)]
     if not fills:
         fills = _periods([e for e in history if e.kind == "performance"])
+    lanes = {
+        name: _lane(registry, name, shown, [e for e in history if e.lane == name], figures, fills)
+        for name, shown in titles.items()
+    }
     return Summary(
         title=title,
         kind=kind,
@@ -111,7 +118,12 @@ def collect(
 
 
 def _lane(
-    registry: Registry, name: str, title: str, entries: list[Entry], figures: list[str]
+    registry: Registry,
+    name: str,
+    title: str,
+    entries: list[Entry],
+    figures: list[str],
+    fills: Sequence[Fill],
 ) -> Lane:
     rows: dict[int, list[Entry]] = {}
     for place, entry in enumerate(e for e in entries if e.kind == "performance"):
@@ -146,6 +158,7 @@ def _lane(
             labelled_events=sum(int(e.payload["labelled_events"]) for e in updates),  # type: ignore[arg-type, misc]
             seconds=sum(float(m.figures["seconds"]) for m in measured),
         ),
+        leads=leads(entries, fills),
     )
 
 

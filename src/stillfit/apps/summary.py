@@ -40,15 +40,18 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Uncertainty:
-    """The mean stated uncertainty of a fill: `name` is its key in each lane's rows.
+    """The middle stated uncertainty of a fill: `name` is its key in each lane's rows.
 
     `against`: name of the metric that an honest statement would equal (the core width, say).
+    `low`, `high`: keys of the ends of the band of 68 % of the events (16 and 84 %), "" without.
     """
 
     name: str
     title: str
     unit: str
     against: str
+    low: str = ""
+    high: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +110,29 @@ class Forgetting:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lead:
+    """When a change of condition was noticed in a lane: by the flag, and by late labels.
+
+    `fill`, `start`: first fill of the new condition and its start (s). `flag`, `late`: time (s) of
+    the first alarm of the stated uncertainty, and of the first one of late labels that are of the
+    change; None: there was none. `monitor`, `late_monitor`: who raised them. `delay`: events from
+    the start to the flag. `earlier`: events from the flag to the late alarm, negative where labels
+    were first, None unless there were both. `stood`: monitors whose alarm stood already.
+    """
+
+    fill: int
+    condition: str
+    start: float
+    flag: Number = None
+    monitor: str | None = None
+    delay: int | None = None
+    late: Number = None
+    late_monitor: str | None = None
+    earlier: int | None = None
+    stood: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Held:
     """Labelled events that are kept of one condition, and their bytes."""
 
@@ -142,6 +168,7 @@ class Lane:
     forgetting: Forgetting | None = None
     stored: Stored = Stored()
     cost: Cost = Cost()
+    leads: tuple[Lead, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,13 +259,20 @@ class Summary:
     @property
     def figures(self) -> tuple[str, ...]:
         """Names of all figures that a row may hold: the metrics, then the uncertainty."""
-        extra = (self.uncertainty.name,) if self.uncertainty else ()
-        return (*(metric.name for metric in self.metrics), *extra)
+        return (*(metric.name for metric in self.metrics), *stated_figures(self.uncertainty))
 
     def write(self, path: Path) -> None:
         """Write `summary.json`: whole or not at all (temporary file, fsync, replace)."""
         text = json.dumps(to_json(self), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
         write_text(path, text)
+
+
+def stated_figures(uncertainty: Uncertainty | None) -> tuple[str, ...]:
+    """Names of the figures of the stated uncertainty in a row: middle, low and high end."""
+    if uncertainty is None:
+        return ()
+    named = (uncertainty.name, uncertainty.low, uncertainty.high)
+    return tuple(name for name in named if name)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -302,7 +336,7 @@ def from_json(table: Any, where: str = "summary") -> Summary:
         raise ConfigError(f"{where} has the format {found!r}, this version reads {FORMAT}{hint}")
     metrics = _each(Metric, top.get("metrics", []), f"{where}: metrics")
     uncertainty = _maybe(Uncertainty, top.get("uncertainty"), f"{where}: uncertainty")
-    figures = [metric.name for metric in metrics] + ([uncertainty.name] if uncertainty else [])
+    figures = [*(metric.name for metric in metrics), *stated_figures(uncertainty)]
     lanes = {
         name: _lane(lane, figures, f"{where}: lanes.{name}")
         for name, lane in _object(top.get("lanes", {}), f"{where}: lanes").items()
@@ -352,6 +386,7 @@ def _lane(table: Any, figures: Sequence[str], where: str) -> Lane:
         "calibration": _each(Calibration, lane.pop("calibration", []), f"{where}.calibration"),
         "forgetting": _maybe(Forgetting, lane.pop("forgetting", None), f"{where}.forgetting"),
         "cost": _maybe(Cost, lane.pop("cost", None), f"{where}.cost") or Cost(),
+        "leads": _each(Lead, lane.pop("leads", []), f"{where}.leads"),
     }
     stored = dict(_object(lane.pop("stored", {}), f"{where}.stored"))
     held = {

@@ -144,12 +144,15 @@ class VertexTask:
     def summarise(
         self, predictive: Predictive | Categorical, outputs: Arrays, targets: Arrays
     ) -> dict[str, float]:
-        """The metrics of `metrics.as_figures`, efficiency first, and the median stated sigma."""
+        """The metrics of `metrics.as_figures`, efficiency first, and the stated sigma (cm): median
+        and the ends of the band of 68 % of the events."""
         if not isinstance(predictive, Predictive):
             raise ShapeError(_NOT_A_POSITION)
         association = ragged_column(outputs, "association")
         metrics = vertex_metrics(predictive.mean, association, targets)
-        return {**as_figures(metrics), "sigma_cm": float(np.median(predictive.std))}
+        low, middle, high = np.quantile(predictive.std, [0.16, 0.5, 0.84]).tolist()
+        sigma = {"sigma_cm": middle, "sigma_cm_low": low, "sigma_cm_high": high}
+        return {**as_figures(metrics), **sigma}
 
 
 def balanced_bce(logits: Tensor, primary: int) -> Tensor:

@@ -22,6 +22,7 @@ from stillfit.models.model import Model
 from stillfit.models.training import Schedule
 from stillfit.monitors.cusum import ErrorCusum, ScoreCusum
 from stillfit.monitors.drift import InputDrift
+from stillfit.monitors.ks import ScoreKS
 from stillfit.monitors.late import LateMetric
 from stillfit.streams.store import Keeping
 from stillfit.updaters.recalibrate import Recalibrate
@@ -120,6 +121,7 @@ def season_plan(
         title, rungs = known[name]
         watch = (
             ScoreCusum(),
+            ScoreKS(window=min(500, scenario.events)),
             InputDrift(columns=WATCHED, every=5, window=scenario.events),
         )
         lanes.append(

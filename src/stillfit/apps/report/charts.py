@@ -78,7 +78,7 @@ class Bounds(NamedTuple):
     curve: svg.Curve
 
 
-def _bounds(values: Sequence[float]) -> Bounds:
+def range_of(values: Sequence[float]) -> Bounds:
     """From 0, or logarithmic where the values span more than a factor of 6."""
     positive = [value for value in values if value > 0]
     low, high = min(positive), max(positive)
@@ -96,7 +96,7 @@ def calibration_range(summary: Summary) -> Bounds | None:
         for value in (row.stated, row.observed)
         if value is not None and math.isfinite(value) and value >= 0
     ]
-    return _bounds(values) if any(value > 0 for value in values) else None
+    return range_of(values) if any(value > 0 for value in values) else None
 
 
 def calibration_chart(summary: Summary, name: str, bounds: Bounds) -> Markup:
@@ -230,4 +230,4 @@ def stated_range(summary: Summary) -> Bounds | None:
         for value in pair
         if value >= 0
     ]
-    return _bounds(values) if any(value > 0 for value in values) else None
+    return range_of(values) if any(value > 0 for value in values) else None

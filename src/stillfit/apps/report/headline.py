@@ -13,6 +13,7 @@ from stillfit.apps.report.figures import (
     within,
     won_back,
 )
+from stillfit.apps.report.knowing import flag_sentence
 from stillfit.apps.report.words import count, listing, percent, unit_of, with_error
 from stillfit.apps.summary import Summary
 
@@ -21,7 +22,7 @@ def paragraphs(summary: Summary) -> list[str]:
     """Sentences for the top of the report and for the terminal."""
     if not summary.fills or not summary.lanes:
         return [f"No {unit_of(summary)} has been scored yet."]
-    texts = [_means(summary), _by_condition(summary), _events(summary)]
+    texts = [_means(summary), _by_condition(summary), flag_sentence(summary), _events(summary)]
     return [text for text in texts if text]
 
 

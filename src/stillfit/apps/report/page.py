@@ -18,6 +18,7 @@ from stillfit.apps.report.charts import (
 )
 from stillfit.apps.report.figures import conditions, losses, updating
 from stillfit.apps.report.headline import paragraphs
+from stillfit.apps.report.knowing import knowing_picture, told, watched_lane
 from stillfit.apps.report.markup import Markup, tag
 from stillfit.apps.report.season import MEANING, season_picture
 from stillfit.apps.report.words import count, duration, size, unit_of
@@ -94,6 +95,7 @@ def _contents(summary: Summary) -> Markup:
         for anchor, words, make in (
             ("season", "Season" if summary.kind == "l1t" else "Run", _season),
             ("recovery", "Lost and won back", _recovery),
+            ("flag", "When it was known", _flag),
             ("uncertainty", "Uncertainty", _uncertainty),
             ("forgetting", "Forgetting", _forgetting),
             ("decisions", "Decisions", _decisions),
@@ -181,6 +183,33 @@ def _recovery(summary: Summary) -> Markup:
             "where the gain or harm is more than twice its standard error."
         ),
         tables.recovery(summary),
+    )
+
+
+def _flag(summary: Summary) -> Markup:
+    name = watched_lane(summary)
+    if name is None:
+        return Markup("")
+    lane, word = summary.lanes[name], unit_of(summary)
+    legend = [
+        tag("span", mark_swatch("flag"), " the flag rose: an alarm of the stated uncertainty"),
+        tag("span", mark_swatch("diamond"), " late labels told: first alarm of the error"),
+    ]
+    note = (
+        f"{lane.title}, on events as they were served. Pale bars: the stated uncertainty of 68 % "
+        f"of the events of a {word}; thick line: the median; point: the error observed later. "
+        "Below: the first alarm of each kind after every change, joined where both came. A shift "
+        "that all tracks share moves no event's uncertainty, so the flag is blind to it."
+    )
+    sentences = [tag("li", f"{told(summary, lead)}.") for lead in lane.leads]
+    return _section(
+        "flag",
+        "When a change was known",
+        _note(note),
+        tag("div", knowing_picture(summary, name), class_="scroll picture"),
+        tag("p", *legend, class_="legend"),
+        tag("ul", *sentences, class_="leads"),
+        tables.leads(summary),
     )
 
 
@@ -290,6 +319,7 @@ def _flat(values: Mapping[str, JSON], prefix: str = "") -> Iterator[tuple[str, s
 _SECTIONS: tuple[Callable[[Summary], Markup], ...] = (
     _season,
     _recovery,
+    _flag,
     _uncertainty,
     _forgetting,
     _decisions,

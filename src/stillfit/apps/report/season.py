@@ -31,10 +31,15 @@ assert tuple(MEANING) == svg.MARKS
 
 @dataclass(frozen=True)
 class Frame:
-    """Where things lie: columns of equal width, one a fill, its time from left to right."""
+    """Where things lie: columns of equal width, one a fill, its time from left to right.
+
+    `depth`: height of the plot; below it one row of marks for each of `names`.
+    """
 
     summary: Summary
     top: float
+    depth: float
+    names: tuple[str, ...]
 
     @property
     def column(self) -> float:
@@ -43,8 +48,17 @@ class Frame:
     def left(self, place: int) -> float:
         return LEFT + place * self.column
 
+    @property
+    def open_width(self) -> float:
+        """The part of a column that is the fill itself."""
+        return self.column * (1 - GAP)
+
     def middle(self, place: int) -> float:
-        return self.left(place) + self.column * (1 - GAP) / 2
+        return self.left(place) + self.open_width / 2
+
+    def row(self, place: int) -> float:
+        """Middle of a row of marks."""
+        return self.rows + ROW * (place + 0.5)
 
     def at(self, time: float) -> float:
         """A time of the stream: inside a fill's part of the column, or in the gap after it."""
@@ -54,7 +68,7 @@ class Frame:
                 return self.left(place)
             if time <= fill.end:
                 share = (time - fill.start) / max(fill.end - fill.start, 1e-9)
-                return self.left(place) + share * self.column * (1 - GAP)
+                return self.left(place) + share * self.open_width
             follows = fills[place + 1].start if place + 1 < len(fills) else fill.end + 6 * 3600
             if time < follows:
                 share = (time - fill.end) / max(follows - fill.end, 1e-9)
@@ -69,11 +83,11 @@ class Frame:
     @property
     def rows(self) -> float:
         """Top of the rows of decisions."""
-        return self.plot + PLOT + 14
+        return self.plot + self.depth + 14
 
     @property
     def bottom(self) -> float:
-        return self.rows + ROW * len(self.summary.lanes) + 4
+        return self.rows + ROW * len(self.names) + 4
 
     @property
     def height(self) -> float:
@@ -90,12 +104,12 @@ def season_picture(
     metric = metric or summary.headline
     if not summary.fills or not summary.lanes:
         return chart(WIDTH, 40, "nothing to draw", svg.text("no fill has been scored yet", 20, 25))
-    frame = Frame(summary, 4.0)
+    frame = Frame(summary, 4.0, PLOT, tuple(summary.lanes))
     parts = [
-        *_band(frame),
+        *band(frame),
         *_plot(frame, metric),
         *_decisions(frame),
-        *_fill_axis(frame),
+        *fill_axis(frame),
     ]
     height = frame.height
     if legend:
@@ -106,7 +120,7 @@ def season_picture(
     return chart(WIDTH, height, label + unit_of(summary), *parts)
 
 
-def _band(frame: Frame) -> Iterator[Markup]:
+def band(frame: Frame) -> Iterator[Markup]:
     """Conditions: a tint behind everything, and names on top of it."""
     names = conditions(frame.summary)
     stretches = groupby(enumerate(frame.summary.fills), key=lambda pair: pair[1].condition)
@@ -241,7 +255,7 @@ def _decisions(frame: Frame) -> Iterator[Markup]:
     """One row a lane: what happened to it, at its time."""
     summary = frame.summary
     for place, name in enumerate(summary.lanes):
-        y = frame.rows + ROW * (place + 0.5)
+        y = frame.row(place)
         colour = lane_class(summary, name)
         yield svg.line(LEFT, y, WIDTH - RIGHT, y, class_="rail")
         label = name if len(name) <= 14 else f"{name[:13]}…"
@@ -265,7 +279,7 @@ def _said(summary: Summary, decision: Decision) -> str:
     return f"{decision.lane}, {when}: {MEANING[decision.what]}{served}: {decision.because}"
 
 
-def _fill_axis(frame: Frame) -> Iterator[Markup]:
+def fill_axis(frame: Frame) -> Iterator[Markup]:
     fitting = 28 / frame.column
     every = next((step for step in (1, 2, 5, 10, 20, 50, 100, 200) if step >= fitting), 500)
     for place, fill in enumerate(frame.summary.fills):

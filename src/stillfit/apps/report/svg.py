@@ -63,6 +63,8 @@ _MARKS = {
     "call": "M-.3-1.2H.3L.2.4H-.2ZM-.3.7H.3V1.25H-.3Z",
 }
 MARKS = tuple(_MARKS)
+# The retrain flag, its foot at the middle.
+_MARKS["flag"] = "M-.7-1.2L1.1-.55L-.4.1V1.2H-.7Z"
 
 
 def symbol(shape: str, x: float, y: float, r: float, *inside: str, **named: Attribute) -> Markup:

@@ -16,6 +16,7 @@ from stillfit.apps.report.figures import (
     within,
     won_back,
 )
+from stillfit.apps.report.knowing import lead_text
 from stillfit.apps.report.markup import Markup, join, tag
 from stillfit.apps.report.season import MEANING
 from stillfit.apps.report.words import (
@@ -102,6 +103,21 @@ def _marked(text: str, name: str, best: str | None, equal: set[str]) -> list[Mar
     if name in equal:
         return [Markup(text), tag("span", " ≈", title="not measurably worse than the best")]
     return [Markup(text)]
+
+
+def leads(summary: Summary) -> Markup:
+    """Lane by change: whether the flag or late labels told of it, and how far apart."""
+    known = {name: lane.leads for name, lane in summary.lanes.items() if lane.leads}
+    if len(known) < 2:
+        return Markup("")
+    word = unit_of(summary)
+    first = next(iter(known.values()))
+    head = ["lane", *(f"{lead.condition}, {word} {lead.fill}" for lead in first)]
+    rows = [
+        tag("tr", lane_head(summary, name), *(tag("td", lead_text(lead)) for lead in found))
+        for name, found in known.items()
+    ]
+    return table(head, rows, "flag and late labels by lane and change")
 
 
 def by_condition(summary: Summary, metric: Metric) -> Markup:
