@@ -58,6 +58,15 @@ def test_indexing_a_ragged_column_is_indexing_its_list(given_events, data):
     assert lists(column[mask]) == [e for e, kept in zip(given_events, mask, strict=True) if kept]
 
 
+def test_indexing_long_runs_of_events_is_indexing_their_list():
+    column = ragged([[i] * (i % 4) for i in range(60)])
+    for rows in (np.r_[0:20, 25:60], np.r_[40:60, 3, 0:30], np.r_[-30:0], np.r_[-9:30], np.r_[7:8]):
+        assert lists(column[rows]) == [lists(column)[row] for row in rows]
+        assert not np.shares_memory(column[rows].values, column.values)
+    with pytest.raises(IndexError):
+        column[np.r_[50:61]]
+
+
 def test_a_contiguous_slice_is_a_view_and_an_index_is_a_copy():
     column = ragged([[1, 2], [3], [4, 5, 6]])
     assert np.shares_memory(column[1:3].values, column.values)

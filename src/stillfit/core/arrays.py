@@ -14,6 +14,7 @@ from stillfit.core.errors import DataError, ShapeError
 
 Array: TypeAlias = NDArray[Any]
 Index: TypeAlias = slice | NDArray[np.int64] | NDArray[np.bool_]
+_Items: TypeAlias = "slice | list[slice] | NDArray[np.int64]"  # places in flat values
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Ragged:
         object.__setattr__(other, "offsets", self.offsets)
         return other
 
-    def _items(self, index: Index) -> tuple[slice | NDArray[np.int64], NDArray[np.int64]]:
+    def _items(self, index: Index) -> tuple[_Items, NDArray[np.int64]]:
         """Places of the items of the events at `index`, and the offsets that these then have."""
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
@@ -95,14 +96,24 @@ class Ragged:
         counts = self.counts[rows]
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(counts, out=offsets[1:])
+        rows = np.mod(rows, max(len(self), 1))  # from the end too
+        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+        if 3 * len(breaks) < len(rows):  # then copying runs of events is faster than of items
+            first = self.offsets[rows[np.append(0, breaks)]].tolist()
+            last = self.offsets[rows[np.append(breaks, len(rows)) - 1] + 1].tolist()
+            return [slice(*ends) for ends in zip(first, last, strict=True)], offsets
         # Position inside the output minus the start of its event, plus the start in the input.
         items = np.repeat(self.offsets[:-1][rows] - offsets[:-1], counts)
         items += np.arange(offsets[-1])
         return items, offsets
 
 
-def _items_at(values: Array, items: slice | NDArray[np.int64]) -> Array:
-    return values[items] if isinstance(items, slice) else values.take(items, 0)
+def _items_at(values: Array, items: _Items) -> Array:
+    if isinstance(items, slice):
+        return values[items]
+    if isinstance(items, list):
+        return np.concatenate([values[run] for run in items])
+    return values.take(items, 0)
 
 
 Column: TypeAlias = Array | Ragged
@@ -120,7 +131,7 @@ def n_events(arrays: Arrays) -> int:
 def take(arrays: Arrays, index: Index) -> dict[str, Column]:
     """The events at `index` of every column; ragged columns that share offsets share new ones."""
     taken: dict[str, Column] = {}
-    shared: dict[int, tuple[slice | NDArray[np.int64], Ragged]] = {}
+    shared: dict[int, tuple[_Items, Ragged]] = {}
     for name, column in arrays.items():
         if not isinstance(column, Ragged):
             taken[name] = column[index]

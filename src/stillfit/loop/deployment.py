@@ -176,9 +176,9 @@ class Deployment:
             task = self.shelf.get(judged.version).task
             errors = task.errors(judged.predictive, judged.outputs, rows.targets)["error"]
             for fill, part in stretches(rows.conditions, fills[judged.rows]):
-                self._journal_performance(judged.take(part), rows.take(part), fill, batch, now)
-            for condition in np.unique(rows.conditions):
-                self.remembered.setdefault(str(condition), judged.version)
+                here = rows.take(part)
+                self._journal_performance(judged.take(part), here, fill, batch, now)
+                self.remembered.setdefault(str(here.conditions[0]), judged.version)
             self.news = True
             if judged.version != self.serving:
                 continue  # labels of a version that is gone say nothing about the present one
@@ -764,17 +764,26 @@ def reliability(std: Array, away: Array, bins: int = 5) -> list[dict[str, float]
     `stated`: mean of std; `observed`: 68.27 % quantile of |residual|, which equals the standard
     deviation for Gaussian residuals and is not ruled by the few events that are wholly wrong.
     """
-    size = len(std)
+    if not len(std):
+        return []
     order = np.argsort(std, kind="stable")
     return [
         {
             "stated": float(std[part].mean()),
-            "observed": float(np.quantile(away[part], 0.6827)),
+            "observed": _quantile(away[part], 0.6827),
             "n": len(part),
         }
-        for part in np.array_split(order, min(bins, size))
-        if len(part)
+        for part in np.array_split(order, min(bins, len(std)))
     ]
+
+
+def _quantile(values: Array, share: float) -> float:
+    """What `numpy.quantile` gives, without its overhead (ten times this for a hundred values)."""
+    rising = np.sort(values)
+    place = share * (len(values) - 1)
+    low = int(place)
+    high = min(low + 1, len(values) - 1)
+    return float(rising[low] + (rising[high] - rising[low]) * (place - low))
 
 
 def _number(value: float) -> float | None:

@@ -97,8 +97,9 @@ class Plan:
     monitors and begin the labelled store. `factories`: the network factories that may be built,
     by name. `rate`: events per day of the stream, which turns false alarms per day into
     thresholds. `start`: time (s) at which the first versions begin to serve. `pending_bytes`:
-    events that may wait for labels. `checkpoint`: stream events between checkpoints; more of
-    them cost time, fewer are done again after a kill.
+    events that may wait for labels. `checkpoint`: stream events between checkpoints, up to twice
+    as many where that makes them smaller (see `House.due`); with more of them a checkpoint costs
+    less time, with fewer less is done again after a kill.
     """
 
     lanes: tuple[Lane, ...]

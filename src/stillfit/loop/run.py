@@ -48,6 +48,8 @@ def run(stream: Stream, plan: Plan, registry: Registry) -> Iterator[Step]:
     """
     house = House(plan, registry)
     for event in stream.events(house.position):
+        if house.due(event):
+            house.save()
         with registry.batch():
             house.decide_before(event)
             now = house.tick(event)
@@ -71,8 +73,6 @@ def run(stream: Stream, plan: Plan, registry: Registry) -> Iterator[Step]:
                 lane.obey(now, house.store)
                 lane.switch(house.window, now, house.store)
         yield Step(house.position - 1, event, served, house.written())
-        if house.position % plan.checkpoint == 0:
-            house.save()
     house.end()
 
 
@@ -81,7 +81,8 @@ class House:
 
     def __init__(self, plan: Plan, registry: Registry) -> None:
         self.plan, self.registry = plan, registry
-        self.position = 0
+        self.position, self.saved = 0, 0
+        self.after_labels = False
         self.clock = Clock()
         self.window: WindowState = plan.window.init()
         self.joiner = Joiner(plan.pending_bytes)
@@ -128,6 +129,7 @@ class House:
         for lane in self.lanes:
             lane.wake(self.window, event.time, self.store)
         self.clock = self.clock.at(event.time)
+        self.after_labels = isinstance(event, Labels)
         self.position += 1
         return self.clock.now
 
@@ -179,6 +181,16 @@ class House:
         self._shown += len(new)
         return tuple(new)
 
+    def due(self, event: Event) -> bool:
+        """Whether to save before `event`: `checkpoint` events since the last time.
+
+        It is put off until labels have come, when the fewest events wait for theirs, which all
+        have to be written; but not for longer than as many events again.
+        """
+        passed = self.position - self.saved
+        quiet = self.after_labels and not isinstance(event, Labels)
+        return passed >= self.plan.checkpoint * (1 if quiet else 2)
+
     def save(self) -> None:
         """A checkpoint: everything that the loop needs to go on from here."""
         joiner, waiting = self.joiner.to_segments()
@@ -200,6 +212,7 @@ class House:
             state["lanes"][lane.name] = document
             arrays.update({f"lane/{lane.name}/{k}": v for k, v in parts.items()})
         self.registry.save_checkpoint(self.plan.run, self.position, state, arrays, segments)
+        self.saved = self.position
 
     def _begin(self) -> None:
         rng = self.plan.seeds.rng("store", "nominal")
@@ -216,7 +229,7 @@ class House:
                 f"the stored run has the lanes {sorted(state['lanes'])}, this one {names}; "
                 "go on with the same lanes, or begin in a new folder"
             )
-        self.position = found.position
+        self.position = self.saved = found.position
         self.clock = Clock(_finite(state["clock"], -math.inf))
         known, is_open, since, until = state["window"]
         self.window = WindowState(known, is_open, since, _finite(until, math.inf))

@@ -149,13 +149,19 @@ class _Chunk:
     @cached_property
     def event_bytes(self) -> NDArray[np.int64]:
         """Bytes that each event takes, shape (n,); their sum and one offset per ragged is all."""
-        total = np.zeros(len(self), np.int64)
+        fixed = 0
+        items: dict[int, tuple[Ragged, int]] = {}  # columns of equal offsets, bytes per item
         for column in self.arrays.values():
             if isinstance(column, Ragged):
-                item = column.values.itemsize * int(np.prod(column.values.shape[1:]))
-                total += column.counts * item + column.offsets.itemsize
+                each = column.values.itemsize * int(np.prod(column.values.shape[1:]))
+                _, before = items.get(id(column.offsets), (column, 0))
+                items[id(column.offsets)] = column, before + each
+                fixed += column.offsets.itemsize
             else:
-                total += column.itemsize * int(np.prod(column.shape[1:]))
+                fixed += column.itemsize * int(np.prod(column.shape[1:]))
+        total = np.full(len(self), fixed, np.int64)
+        for column, each in items.values():
+            total += column.counts * each
         return total
 
     @cached_property
