@@ -11,7 +11,7 @@ from stillfit.core.errors import ConfigError
 from stillfit.core.predictive import Mixture, QuantileTable, StudentT
 from stillfit.studies.shift import SHIFTS, ShiftStudy, as_arrays, from_arrays, run
 
-SMALL = {"training": 500, "calibration": 200, "test": 100, "steps": 4}
+SMALL = {"training": 500, "calibration": 200, "test": 100, "steps": 4, "uses": 0}
 
 
 def test_every_shift_begins_at_nominal_and_grows():
@@ -24,7 +24,8 @@ def test_every_shift_begins_at_nominal_and_grows():
 
 def test_a_study_has_a_row_per_method_calibrator_and_step_and_goes_on(tmp_path):
     study = ShiftStudy(methods=("mc-dropout-last",), shifts=("misaligned",), **SMALL)
-    scores, curves, costs = run(study, tmp_path, progress=silent)
+    scores, curves, costs, uses = run(study, tmp_path, progress=silent)
+    assert uses == []
     steps = len(SHIFTS["misaligned"].steps)
     assert len(scores) == 4 * steps
     assert {row["intensity"] for row in curves} == {0.0, 2.0}
@@ -32,7 +33,7 @@ def test_a_study_has_a_row_per_method_calibrator_and_step_and_goes_on(tmp_path):
     raw = [row for row in scores if row["calibrator"] == "none"]
     assert all(0 <= row["coverage_90"] <= 1 and row["crps"] > 0 for row in raw)
     again = run(study, tmp_path, progress=silent)
-    assert again[0] == scores and again[2] == costs
+    assert again.scores == scores and again.costs == costs
     with pytest.raises(ConfigError, match="holds a study with test = 100, now it is 90"):
         run(ShiftStudy(shifts=("misaligned",), **{**SMALL, "test": 90}), tmp_path, progress=silent)
 
@@ -72,7 +73,7 @@ def test_the_command_writes_a_page_without_script(tmp_path, capsys):
     options = ["--methods", "masksembles", "--shifts", "misaligned", "--training", "500"]
     told = main(
         ["uncertainty", "shift", "--out", str(out), *options, "--test", "100", "--steps", "3",
-         "--json"]
+         "--uses", "800", "--workers", "1", "--json"]
     )  # fmt: skip
     assert told == 0
     assert json.loads(capsys.readouterr().out)["methods"][0]["method"] == "masksembles"

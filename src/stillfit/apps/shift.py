@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from stillfit.apps.progress import Progress, silent
 from stillfit.apps.report.uncertainty import mean_over_seeds, render
 from stillfit.apps.summary import write_text
 from stillfit.studies import online_calibration
-from stillfit.studies.shift import SHIFTS, Row, ShiftStudy, run
+from stillfit.studies.shift import SHIFTS, Found, Row, ShiftStudy, run
 
 PAGE = "report.html"
 COLUMNS = (
@@ -23,27 +22,18 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class Written(NamedTuple):
-    """What the study came to, and where it lies."""
-
-    folder: Path
-    scores: list[Row]
-    costs: list[Row]
-
-
 def shift_study(
     study: ShiftStudy, out: Path, *, workers: int = 1, progress: Progress = silent
-) -> Written:
-    """Run (or go on with) the study; writes `scores`, `curves`, `costs` `.parquet` and the page."""
+) -> Found:
+    """Run (or go on with) the study; writes its rows as Parquet and the page."""
     torch.set_num_threads(1)  # see threads in docs/design.md
-    scores, curves, costs = run(study, out, workers=workers, progress=progress)
+    found = run(study, out, workers=workers, progress=progress)
     facts = (
         f"vertex network {study.network}, {study.training:,} training events, {study.test:,} test "
         f"events per condition, seeds {', '.join(map(str, study.seeds))}"
     )
-    page = render(scores, curves, costs, online=_online(), facts=facts)
-    write_text(out / PAGE, page)
-    return Written(out, scores, costs)
+    write_text(out / PAGE, render(found, online=_online(), facts=facts))
+    return found
 
 
 def _online() -> Mapping[str, Sequence[tuple[float, float]]]:
@@ -84,8 +74,3 @@ def table(scores: Sequence[Row], costs: Sequence[Row]) -> list[dict[str, Any]]:
 def _ends(shift: str) -> tuple[float, float]:
     steps = SHIFTS[shift].steps
     return steps[0][0], steps[-1][0]
-
-
-def cores() -> int:
-    """Processes that this machine can run at a time."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,8 +1,9 @@
 """Every way to state uncertainty on the vertex network, against growing shift.
 
-Two stages, each spread over processes and each resumable, since every part is a file of its own
-under the study's folder: train every method on nominal events (`models/`), then meet every
-condition with all of them (`parts/`). The events of a condition are the same for all methods.
+Three stages, each spread over processes and each resumable, since every part is a file of its own
+under the study's folder: train every method on nominal events (`models/`), meet every condition
+with all of them (`parts/`), and put each to use on nominal events. The events of a condition are
+the same for all methods.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +38,7 @@ from stillfit.l1t.vertex import NEAR, VertexTask
 from stillfit.models import uncertain
 from stillfit.models.model import Architecture, Model, build, footprint
 from stillfit.models.training import Prepared, Schedule, fit
+from stillfit.studies.uses import uses_table
 from stillfit.uncertainty import MomentPropagation
 from stillfit.uncertainty.calibrators import NormalisedConformal, SplitConformal, VarianceScaling
 from stillfit.uncertainty.methods import METHODS
@@ -44,7 +46,19 @@ from stillfit.uncertainty.scores import Scores, auroc, judge, reliability
 
 Row: TypeAlias = dict[str, Any]
 Advance: TypeAlias = Callable[[int], None]
-CALIBRATION_SEED, TEST_SEED = 55, 77
+CALIBRATION_SEED, TEST_SEED, USE_SEED = 55, 77, 99
+
+
+class Found(NamedTuple):
+    """Rows of the study. Scores: one per (method, calibrator, shift, intensity, seed). Curves:
+    reliability and binned error for nominal and the strongest step of each shift. Costs: one per
+    method and seed. Uses: see `studies.uses`, of the first seed.
+    """
+
+    scores: list[Row]
+    curves: list[Row]
+    costs: list[Row]
+    uses: list[Row]
 
 
 @dataclass(frozen=True)
@@ -98,7 +112,8 @@ SHIFTS: dict[str, Shift] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ShiftStudy:
-    """What is compared. Event numbers: `training` per seed, `calibration`, `test` per condition.
+    """What is compared. Event numbers: `training` per seed, `calibration`, `test` per condition,
+    `uses` nominal ones for association windows and regions (0: not asked).
 
     `network`: "e2e" or "adaptive". Every method is trained from nothing with the same events and
     the same schedule of at most `steps` batches of 250; ensembles thus cost their members.
@@ -111,6 +126,7 @@ class ShiftStudy:
     training: int = 16_000
     calibration: int = 4000
     test: int = 4000
+    uses: int = 20_000
     steps: int = 500
 
     def __post_init__(self) -> None:
@@ -123,6 +139,8 @@ class ShiftStudy:
                     )
         if self.network not in KINDS:
             raise ConfigError(f"network must be one of {', '.join(KINDS)}, got {self.network!r}")
+        if self.uses < 0:
+            raise ConfigError(f"uses must be a number of events, 0 or more, got {self.uses}")
         if not self.seeds or min(self.training, self.calibration, self.test, self.steps) < 1:
             raise ConfigError("a study needs a seed and events to train, calibrate and test on")
         if not self.methods:
@@ -142,12 +160,10 @@ def run(
     *,
     workers: int = 1,
     progress: Callable[[str, int], Any],
-) -> tuple[list[Row], list[Row], list[Row]]:
-    """(scores, curves, costs) of all methods, also written as Parquet files under `out`.
+) -> Found:
+    """All methods trained, met with all conditions and put to use; Parquet files under `out`.
 
-    Scores: one row per (method, calibrator, shift, intensity, seed). Curves: reliability and
-    binned error for nominal and the strongest step of each shift. Costs: one row per method and
-    seed. What an interrupted call finished with the same settings is not done again.
+    What an interrupted call finished with the same settings is not done again.
     """
     _begin(study, out)
     jobs = [(name, seed) for seed in study.seeds for name in study.methods]
@@ -162,12 +178,18 @@ def run(
     scores: list[Row] = []
     curves: list[Row] = []
     tasks = [(study, out, place, known) for place in range(len(study.conditions))]
-    for found, lines in _each(_meet_one, tasks, workers, progress, "conditions"):
-        scores += found
+    for met, lines in _each(_meet_one, tasks, workers, progress, "conditions"):
+        scores += met
         curves += lines
-    for name, rows in (("scores", scores), ("curves", curves), ("costs", costs)):
+    uses: list[Row] = []
+    if study.uses:
+        asked = [(study, out, name) for name in study.methods if (name, study.seeds[0]) in known]
+        for rows in _each(_use_one, asked, workers, progress, "uses"):
+            uses += rows
+    found = Found(scores, curves, costs, uses)
+    for name, rows in found._asdict().items():
         _write(out / f"{name}.parquet", rows)
-    return scores, curves, costs
+    return found
 
 
 def _begin(study: ShiftStudy, out: Path) -> None:
@@ -326,6 +348,27 @@ def _meet_one(
     temporary.write_text(json.dumps({"scores": scores, "curves": curves}))
     temporary.replace(path)
     return scores, curves
+
+
+def _use_one(task: tuple[ShiftStudy, Path, str]) -> list[Row]:
+    """A method's association windows and regions of interest on nominal events."""
+    study, out, name = task
+    path = out / "parts" / f"uses-{name}.json"
+    if path.is_file():
+        stored: list[Row] = json.loads(path.read_text())
+        return stored
+    path.parent.mkdir(parents=True, exist_ok=True)
+    examples = vertex_examples(study.uses, nominal(), library=load(), seed=USE_SEED, split="test")
+    model, _, _ = restore(study, out, name, study.seeds[0])
+    predictive, outputs = model.predict(examples.inputs)
+    assert isinstance(predictive, Predictive)
+    rows = uses_table(
+        {name: (predictive, outputs)}, examples.inputs, examples.targets, seed=study.seeds[0]
+    )
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(rows))
+    temporary.replace(path)
+    return rows
 
 
 def restore(

@@ -20,17 +20,14 @@ from stillfit.apps.report.plots import (
     plot,
     table,
 )
-from stillfit.studies.shift import SHIFTS
+from stillfit.studies.shift import SHIFTS, Found
 
 Row: TypeAlias = Mapping[str, Any]
 COVERAGE = Axis("coverage of 90 % intervals", low=0.0, high=1.0)
 
 
 def render(
-    scores: Sequence[Row],
-    curves: Sequence[Row],
-    costs: Sequence[Row],
-    uses: Sequence[Row] = (),
+    found: Found,
     online: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     facts: str = "",
 ) -> str:
@@ -38,6 +35,7 @@ def render(
 
     `online`: rolling coverage by calibrator, as (label number, coverage) points.
     """
+    scores, curves, costs, uses = found
     methods = list(dict.fromkeys(str(row["method"]) for row in scores))
     parts = [
         tag("p", *_lead(scores), class_="lead"),
@@ -324,16 +322,49 @@ def _online(online: Mapping[str, Sequence[tuple[float, float]]]) -> list[Markup]
 
 
 def _uses(uses: Sequence[Row]) -> list[Markup]:
-    columns = [name for name in uses[0] if name != "method"]
-    rows = [
-        [str(row["method"])]
-        + [
-            _number(v, digits=4) if isinstance(v := row[name], float) else str(v)
-            for name in columns
+    """Windows against the fixed table, and regions against the best fixed length."""
+    methods = list(dict.fromkeys(str(row["method"]) for row in uses))
+    parts: list[Markup] = [tag("h2", "Put to use, at nominal")]
+    for use, title, scale, note in (
+        (
+            "association",
+            "Association: purity minus that of the fixed table, at its track efficiency (points)",
+            100.0,
+            "95 % intervals of a paired bootstrap over events.",
+        ),
+        (
+            "region",
+            "Region of interest: mean full length (cm) that holds the vertex",
+            1.0,
+            "95 % intervals; in front of a colon the share that must be held. A dash: too few "
+            "events to promise it.",
+        ),
+    ):
+        mine = [row for row in uses if row["use"] == use]
+        rules = list(dict.fromkeys((row["target"], row["rule"]) for row in mine))
+        if use == "association":
+            rules = [(None, rule) for rule in dict.fromkeys(row["rule"] for row in mine)]
+        head = ["method"] + [
+            str(rule) if target is None else f"{100 * target:g} %: {rule}" for target, rule in rules
         ]
-        for row in uses
-    ]
-    return [
-        tag("h2", "Put to use"),
-        table(["method", *[name.replace("_", " ") for name in columns]], rows),
-    ]
+        figure_ = "better" if use == "association" else "value"
+        body = []
+        for method in methods:
+            cells = []
+            for target, rule in rules:
+                rows = [
+                    row
+                    for row in _of(mine, method=method, rule=rule)
+                    if target is None or row["target"] == target
+                ]
+                cells.append(_span(rows[0], figure_, scale) if rows else "–")
+            body.append([method, *cells])
+        parts += [tag("h3", title), table(head, body), tag("p", note, class_="note")]
+    return parts
+
+
+def _span(row: Row, name: str, scale: float) -> str:
+    if row.get("refused") or row.get(name) is None:
+        return "–"
+    value, low, high = (scale * float(row[key]) for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
