@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -29,7 +29,7 @@ from stillfit.uncertainty.methods import Method
 Convert: TypeAlias = Callable[[nn.Module], nn.Module]
 Stated: TypeAlias = Predictive | Categorical
 CLASSES = 3
-LONG = Schedule(steps=800, batch=128, rate=0.01)
+LONG = Schedule(steps=400, batch=128, rate=0.01)
 SHORT = Schedule(steps=15, batch=64, rate=0.01)
 
 
@@ -43,6 +43,7 @@ def check_uncertainty(
     name: str | None = None,
     seed: int = 0,
     significance: float = 1e-4,
+    schedule: Schedule = LONG,
     strict: bool = True,
 ) -> Report:
     """Convert plain networks by `method`, train them on toys, and check what every method owes.
@@ -52,18 +53,23 @@ def check_uncertainty(
     standard normal, whose truth is known; classification: three classes. A kind of task that the
     method refuses with a `ConfigError` is skipped and says so, but not both of them.
 
-    The values of the trained network's distribution function at 400 new truths must be uniform
+    The values of the trained network's distribution function at 300 new truths must be uniform
     by the test of Kolmogorov and Smirnov: a right method fails with probability `significance`,
-    and a distribution function that is off by 0.11 anywhere is found. `strict`: raise
-    `AssertionError` with the whole report if a check failed. All draws come from `seed`.
+    and a distribution function that is off by 0.13 anywhere is found (by half or twice the right
+    deviation it is off by 0.16). Dropout and mean-field networks are off by up to 0.1: a little
+    too wide, as they are known to be. `schedule`: how networks are trained for that; too short a
+    training is found too. `strict`: raise `AssertionError` with the whole report if a check
+    failed. All draws come from `seed`.
 
-    Cost: about 2 trainings of 800 steps of a small network, some seconds.
+    Cost: 2 trainings of 400 steps of a small network and a dozen short ones, 1 to 5 s.
     """
     convert = method.convert if isinstance(method, Method) else method
     said = name or (method.name if isinstance(method, Method) else _name_of(method))
     checks: list[Check] = []
     for kind in (_Regression, _Classification):
-        checks += kind(convert=convert, seed=seed, significance=significance).run()
+        checks += kind(
+            convert=convert, seed=seed, significance=significance, schedule=schedule
+        ).run()
     report = Report(said, tuple(checks))
     if not report.count:
         checks.append(Check("takes a task", "failed", "regression and classification are refused"))
@@ -84,9 +90,12 @@ class _Suite:
     convert: Convert
     seed: int
     significance: float
+    schedule: Schedule = LONG
+    kept: list[Model] = field(default_factory=list, repr=False)
 
     label = ""
     outputs = 2
+    rows_trained = 1500
 
     @property
     def task(self) -> Task:
@@ -95,31 +104,51 @@ class _Suite:
     def draw(self, n: int, name: str) -> Examples:
         raise NotImplementedError
 
-    def own(self, model: Model) -> Iterator[tuple[str, Callable[[], None]]]:
+    def own(self) -> dict[str, Callable[[], None]]:
         raise NotImplementedError
 
-    def run(self) -> list[Check]:
-        """All checks of this kind of task; one skipped line where the method refuses it."""
+    @property
+    def model(self) -> Model:
+        """The network that is trained well enough to be judged; trained once."""
+        if not self.kept:
+            self.kept.append(self.trained(self.converted(), self.schedule, self.rows_trained))
+        return self.kept[0]
+
+    def run(self, only: str | None = None) -> list[Check]:
+        """All checks (or the one) of this kind of task; one skipped line where it is refused."""
         try:
-            model = self.trained(self.converted(), LONG, 1500)
+            self.probe()
         except ConfigError as error:
             return [Check(f"{self.label}: all", "skipped", f"refused: {error}")]
-        made = [
-            ("shapes", lambda: self.shapes(model)),
-            ("total at least its parts", lambda: self.parts(model)),
-            ("rows do not know each other", lambda: self.rows(model)),
-            ("chunks make no difference", lambda: self.chunks(model)),
-            ("prediction changes nothing", lambda: self.untouched(model)),
-            ("no global randomness in prediction", lambda: self.frozen(model)),
-            ("same seed, same output", self.seeded),
-            ("another seed, another network", self.differs),
-            ("the weights hold everything", self.stored),
-            ("batch-norm buffers unchanged by prediction", self.batch_norm),
-            ("two constant members disagree", self.members),
-            ("GPU equals CPU", lambda: self.gpu(model)),
-            *self.own(model),
+        made = {
+            "shapes": self.shapes,
+            "total at least its parts": self.parts,
+            "rows do not know each other": self.rows,
+            "chunks make no difference": self.chunks,
+            "prediction changes nothing": self.untouched,
+            "no global randomness in prediction": self.frozen,
+            "same seed, same output": self.seeded,
+            "another seed, another network": self.differs,
+            "the weights hold everything": self.stored,
+            "batch-norm buffers unchanged by prediction": self.batch_norm,
+            "two constant members disagree": self.members,
+            "GPU equals CPU": self.gpu,
+            **self.own(),
+        }
+        return [
+            _made(f"{self.label}: {name}", check)
+            for name, check in made.items()
+            if only is None or name == only
         ]
-        return [_made(f"{self.label}: {name}", check) for name, check in made]
+
+    def probe(self) -> None:
+        """One loss and one prediction; a `ConfigError` says that this kind of task is refused."""
+        examples = self.draw(30, "training")
+        network = uncertain.fresh(self.task, self.converted(), examples, self.seed)
+        model = Model(network, self.task, Architecture("toy"))
+        data = Prepared.of(model, examples)
+        uncertain.loss(self.task, network.train(), tensors(data.inputs), tensors(data.targets))
+        model.predict(examples.inputs)
 
     def plain(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -142,7 +171,8 @@ class _Suite:
     def stated(self, model: Model, n: int = 64, chunk: int = 512) -> Stated:
         return model.predict(self.draw(n, "prediction").inputs, chunk)[0]
 
-    def shapes(self, model: Model) -> None:
+    def shapes(self) -> None:
+        model = self.model
         for n in (1, 7):
             predictive = self.stated(model, n)
             _owes(len(predictive) == n, f"{n} events gave {len(predictive)} predictions")
@@ -154,7 +184,8 @@ class _Suite:
         both = type(predictive).concat([predictive, predictive])  # type: ignore[list-item]
         _owes(len(both.take(np.arange(9))) == 9, "two predictions joined cannot be taken from")
 
-    def parts(self, model: Model) -> None:
+    def parts(self) -> None:
+        model = self.model
         predictive = self.stated(model)
         total = _total(predictive)
         known = [p for p in (predictive.aleatoric, predictive.epistemic) if p is not None]
@@ -168,21 +199,25 @@ class _Suite:
             away = float(np.max(np.abs(sum(known) - total) / total.max()))
             _owes(away < 1e-6, f"the parts do not add up to the total, by a share of {away:.3g}")
 
-    def rows(self, model: Model) -> None:
+    def rows(self) -> None:
+        model = self.model
         inputs = self.draw(64, "prediction").inputs
         turned = {key: np.asarray(value)[::-1].copy() for key, value in inputs.items()}
         one, other = self.stated(model), model.predict(turned)[0].take(np.arange(64)[::-1])
         _alike(one, other, "events in another order are predicted otherwise")
 
-    def chunks(self, model: Model) -> None:
+    def chunks(self) -> None:
+        model = self.model
         _alike(self.stated(model), self.stated(model, chunk=5), "chunks of 5 events say otherwise")
 
-    def untouched(self, model: Model) -> None:
+    def untouched(self) -> None:
+        model = self.model
         before = model.weights()
         self.stated(model)
         _unchanged(before, model.weights())
 
-    def frozen(self, model: Model) -> None:
+    def frozen(self) -> None:
+        model = self.model
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             one = self.stated(model)
@@ -199,10 +234,12 @@ class _Suite:
         _alike(one, other, "the same seed trained two networks", exactly=True)
 
     def differs(self) -> None:
+        examples = self.draw(50, "training")
         one, other = (
-            self.stated(self.trained(self.converted(), SHORT, 200, seed)) for seed in (1, 2)
+            uncertain.fresh(self.task, self.converted(), examples, seed) for seed in (1, 2)
         )
-        same = all(np.array_equal(a, b) for a, b in zip(_arrays(one), _arrays(other), strict=True))
+        pairs = zip(one.parameters(), other.parameters(), strict=True)
+        same = all(torch.equal(a, b) for a, b in pairs)
         _owes(not same, "`fresh` draws the same network from any seed")
 
     def stored(self) -> None:
@@ -245,27 +282,31 @@ class _Suite:
             return self.task.state(network, (raw,), inputs)[0]
         if network.n_passes < 2:
             raise _Skip("it has one pass and no members")
-        cycle = np.resize(places, network.n_passes)
-        core, raw = uncertain.core_of(network), None
-        raw = self.said(core, cycle, 4)
+        raw = self.said(uncertain.core_of(network), np.resize(places, network.n_passes), 4)
+        asked: list[Tensors] = []
 
         def passes(task: Task, inputs: Tensors) -> Answer:
+            asked.append(inputs)
             return (raw,)
 
         network.passes = passes  # type: ignore[method-assign]
-        return network.predict(self.task, inputs)[0]
+        stated, _ = network.predict(self.task, inputs)
+        if not asked:
+            raise _Skip("its prediction is not a mixture of passes")
+        return stated
 
     def said(self, core: nn.Module, places: NDArray[np.float64], n: int) -> Tensor:
         """Raw outputs (m, n, outputs) of members that say the same of every event."""
         raise NotImplementedError
 
-    def gpu(self, model: Model) -> None:
+    def gpu(self) -> None:
+        model = self.model
         if not torch.cuda.is_available():
             raise _Skip("there is no GPU")
         twin = model.copy()
         twin.network.to("cuda").eval()
         inputs = tensors(uncertain.prepare(self.task, twin.network, self.draw(64, "x").inputs))
-        moved = {key: value.to("cuda") for key, value in inputs.items() if _is_dense(value)}
+        moved = {key: v.to("cuda") for key, v in inputs.items() if isinstance(v, Tensor)}
         with torch.inference_mode():
             there, _ = uncertain.predict(self.task, twin.network, moved)
             here, _ = uncertain.predict(self.task, model.network, inputs)
@@ -285,24 +326,37 @@ class _Regression(_Suite):
         y = np.sin(3 * a) + (0.1 + 0.2 * np.abs(b)) * rng.standard_normal(n)
         return _examples(a, b, y)
 
-    def own(self, model: Model) -> Iterator[tuple[str, Callable[[], None]]]:
-        yield "the probability integral transform is uniform", lambda: self.uniform(model)
-        yield "verbs agree with each other", lambda: self.verbs(model)
-        yield "law of total variance", self.total
+    def own(self) -> dict[str, Callable[[], None]]:
+        return {
+            "the probability integral transform is uniform": self.uniform,
+            "verbs agree with each other": self.verbs,
+            "law of total variance": self.total,
+            "better than guessing": self.better,
+        }
 
-    def uniform(self, model: Model) -> None:
-        test = self.draw(400, "test")
+    def uniform(self) -> None:
+        model = self.model
+        test = self.draw(300, "test")
         predictive, _ = model.predict(test.inputs)
         assert isinstance(predictive, Predictive)
         values = predictive.cdf(np.asarray(test.targets["y"]))
         found = stats.kstest(values, "uniform")
         _owes(
             found.pvalue >= self.significance,
-            f"the largest distance of 400 values from uniform is {found.statistic:.3f}, "
+            f"the largest distance of 300 values from uniform is {found.statistic:.3f}, "
             f"p = {found.pvalue:.2g} below {self.significance:g}",
         )
 
-    def verbs(self, model: Model) -> None:
+    def better(self) -> None:
+        test = self.draw(300, "test")
+        predictive, _ = self.model.predict(test.inputs)
+        assert isinstance(predictive, Predictive)
+        y = np.asarray(test.targets["y"])
+        rmse, guessing = float(np.sqrt(np.mean((predictive.mean - y) ** 2))), float(y.std())
+        _owes(rmse < 0.8 * guessing, f"RMSE {rmse:.3f}, of guessing the mean {guessing:.3f}")
+
+    def verbs(self) -> None:
+        model = self.model
         predictive = self.stated(model)
         assert isinstance(predictive, Predictive)
         _owes(bool(np.all(predictive.variance > 0)), "a variance is not positive")
@@ -345,6 +399,7 @@ class _Regression(_Suite):
 class _Classification(_Suite):
     label = "classification"
     outputs = CLASSES
+    rows_trained = 500
 
     @property
     def task(self) -> Classification:
@@ -357,11 +412,14 @@ class _Classification(_Suite):
         y = np.floor((np.arctan2(b, a) / np.pi + 1) / 2 * CLASSES).clip(0, CLASSES - 1)
         return _examples(a, b, np.where(rng.random(n) < 0.1, rng.integers(0, CLASSES, n), y))
 
-    def own(self, model: Model) -> Iterator[tuple[str, Callable[[], None]]]:
-        yield "probabilities sum to one", lambda: self.probabilities(model)
-        yield "better than guessing", lambda: self.better(model)
+    def own(self) -> dict[str, Callable[[], None]]:
+        return {
+            "probabilities sum to one": self.probabilities,
+            "better than guessing": self.better,
+        }
 
-    def probabilities(self, model: Model) -> None:
+    def probabilities(self) -> None:
+        model = self.model
         stated = self.stated(model)
         assert isinstance(stated, Categorical)
         shape = stated.probabilities.shape
@@ -369,12 +427,14 @@ class _Classification(_Suite):
         away = float(np.abs(stated.probabilities.sum(1) - 1).max())
         _owes(away < 1e-6, f"probabilities sum to 1 but for {away:.3g}")
 
-    def better(self, model: Model) -> None:
+    def better(self) -> None:
+        model = self.model
         test = self.draw(400, "test")
         stated, _ = model.predict(test.inputs)
         assert isinstance(stated, Categorical)
         loss = -float(stated.log_prob(np.asarray(test.targets["y"])).mean())
-        _owes(loss < np.log(CLASSES), f"log loss {loss:.3f}, of guessing {np.log(CLASSES):.3f}")
+        guessing = float(np.log(CLASSES))
+        _owes(loss < 0.8 * guessing, f"log loss {loss:.3f}, of guessing {guessing:.3f}")
 
     def said(self, core: nn.Module, places: NDArray[np.float64], n: int) -> Tensor:
         raw = torch.zeros(len(places), n, CLASSES)
@@ -414,6 +474,8 @@ def _made(name: str, check: Callable[[], None]) -> Check:
         return Check(name, "skipped", str(reason))
     except AssertionError as failure:
         return Check(name, "failed", str(failure))
+    except Exception as error:  # noqa: BLE001  a method that breaks fails the check, not the suite
+        return Check(name, "failed", f"{type(error).__name__}: {error}")
     return Check(name, "passed")
 
 
@@ -453,7 +515,3 @@ def _alike(
 def _unchanged(before: dict[str, NDArray[Any]], after: dict[str, NDArray[Any]]) -> None:
     moved = [name for name, value in before.items() if not np.array_equal(value, after[name])]
     _owes(not moved, f"prediction changed {', '.join(moved)}")
-
-
-def _is_dense(value: object) -> bool:
-    return isinstance(value, Tensor)

@@ -10,7 +10,6 @@ file of its own, so an interrupted run goes on.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import math
 import os
@@ -20,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -38,7 +37,7 @@ from stillfit.core.predictive import Floats, Predictive
 from stillfit.core.seeds import Seeds
 from stillfit.core.tables import did_you_mean
 from stillfit.models import uncertain
-from stillfit.models.likelihood import GaussianLikelihood, Likelihood, likelihood_of
+from stillfit.models.likelihood import likelihood_of
 from stillfit.models.model import Model
 from stillfit.models.networks import MLP
 from stillfit.models.uncertain import Uncertain
@@ -46,7 +45,7 @@ from stillfit.studies.uci.data import Rows, Table, find, load
 from stillfit.studies.uci.search import Candidate, Recipe, best, calibrator_for, score, search
 from stillfit.studies.uci.together import drawn, fit_together
 from stillfit.uncertainty import Bayesian
-from stillfit.uncertainty.heads import BetaGaussian, BetaGaussianHead, Evidential
+from stillfit.uncertainty.heads import BetaGaussianHead, Quantiles
 from stillfit.uncertainty.methods import FACTORIES, METHODS
 
 Row: TypeAlias = dict[str, Any]
@@ -57,6 +56,7 @@ Knobs: TypeAlias = Mapping[str, float]
 PLAIN = "plain"  # the bare network, mean and log-variance by likelihood: the reference
 FIGURES = ("log_likelihood", "rmse", "crps", "coverage_90", "log_likelihood_stated")
 PARQUET = "uci.parquet"
+PINBALL = 1 / 30  # about the ratio of the best strengths on held-out rows of training parts
 # Knobs that depend on the set so much that no fixed value is fair; all others have their defaults.
 RATES: tuple[Knobs, ...] = ({"rate": 0.01}, {"rate": 0.03}, {"rate": 0.1})
 VARIANTS: dict[str, tuple[Knobs, ...]] = {"mc-dropout": RATES, "mc-dropout-last": RATES}
@@ -89,16 +89,19 @@ def converted(method: str, features: int, hidden: int, knobs: Knobs | None = Non
     return FACTORIES[method](network=base, **knobs) if knobs else found.convert(base)
 
 
-def family_of(network: nn.Module) -> Likelihood | None:
-    """The likelihood whose weight decay the network takes; None: it has a prior of its own.
+def decay_of(network: nn.Module, candidates: Sequence[Candidate]) -> float:
+    """The weight decay of a method, from the scores of a search.
 
-    Gaussian and evidential losses are log-densities in nats and share one search.
+    Gaussian and evidential losses are log-densities in nats, as in the search; the pinball loss
+    is in widths of the quantile table, and takes `PINBALL` of it. A variational network has a
+    prior of its own and takes none.
     """
     if isinstance(network, Bayesian):
-        return None
+        return 0.0
+    several = isinstance(network, Uncertain) and network.n_passes > 1
+    found = best(candidates, mixed=several)
     likelihood = likelihood_of(uncertain.core_of(network))
-    shared = isinstance(likelihood, GaussianLikelihood | Evidential)
-    return BetaGaussian() if shared else likelihood
+    return found * PINBALL if isinstance(likelihood, Quantiles) else found
 
 
 def run(
@@ -138,16 +141,14 @@ def run(
         for (name, method, group), splits in _grouped(rows, recipe.together).items()
         if (name, method, group) in groups
     ]
-    wanted = {
-        path: (path, folder, name, split, family, recipe)
-        for name, method, splits in todo
-        if (family := family_of(converted(method, 1, 1))) is not None
-        for split in splits
-        if not (path := _search_file(out, name, family, split)).is_file()
-    }
+    wanted = {(name, split) for name, _, splits in todo for split in splits}
+    searches = [
+        (1, (out, folder, name, split, recipe))
+        for name, split in sorted(wanted)
+        if not _search_file(out, name, split).is_file()
+    ]
     with _pool(workers) as pool:
-        one = [(1, task) for task in wanted.values()]
-        _each(_search_one, one, pool, progress, "weight decay")
+        _each(_search_one, searches, pool, progress, "weight decay")
         several = [(len(task[2]), (out, folder, *task, recipe)) for task in todo]
         _each(_rows_of, several, pool, progress, "methods")
     found = [json.loads(_row_file(out, *task).read_text(encoding="utf-8")) for task in rows]
@@ -212,10 +213,8 @@ def _row_file(out: Path, name: str, method: str, split: int) -> Path:
     return out / "rows" / name / f"{method}-{split}.json"
 
 
-def _search_file(out: Path, name: str, likelihood: Likelihood, split: int) -> Path:
-    knobs: Row = asdict(likelihood) if is_dataclass(likelihood) else {}
-    key = hashlib.sha256(json.dumps(knobs, sort_keys=True).encode()).hexdigest()[:8]
-    return out / "search" / name / f"{type(likelihood).__name__}-{key}-{split}.json"
+def _search_file(out: Path, name: str, split: int) -> Path:
+    return out / "search" / name / f"{split}.json"
 
 
 @contextmanager
@@ -272,11 +271,11 @@ def _loaded(folder: Path, name: str) -> Table:
 
 
 def _search_one(task: Task) -> None:
-    path, folder, name, split, family, recipe = task
+    out, folder, name, split, recipe = task
     table = _loaded(folder, name)
     seeds = Seeds(Seeds(recipe.seed).integer("search", name, split))
-    found = search(table, table.train[split], family, recipe, seeds)
-    _write(path, [list(candidate) for candidate in found])
+    found = search(table, table.train[split], recipe, seeds)
+    _write(_search_file(out, name, split), [list(candidate) for candidate in found])
 
 
 def _rows_of(task: Task) -> None:
@@ -324,13 +323,9 @@ def _rows_of(task: Task) -> None:
 
 
 def _decay(out: Path, name: str, method: str, split: int) -> float:
-    network = converted(method, 1, 1)
-    family = family_of(network)
-    if family is None:
-        return 0.0
-    path = _search_file(out, name, family, split)
+    path = _search_file(out, name, split)
     candidates = [Candidate(*one) for one in json.loads(path.read_text(encoding="utf-8"))]
-    return best(candidates, mixed=isinstance(network, Uncertain) and network.n_passes > 1)
+    return decay_of(converted(method, 1, 1), candidates)
 
 
 def _held_out(table: Table, split: int, recipe: Recipe) -> tuple[Rows, Rows]:
