@@ -174,15 +174,15 @@ def _counts(hits: NDArray[np.bool_], edges: Edges) -> Floats:
     return np.array([sum(groups), *groups], np.float64)
 
 
-def _ranks(values: Array) -> NDArray[np.uint32]:
+def _ranks(values: Array) -> NDArray[np.int32]:
     """Numbers in the order of the values, equal where they are equal.
 
-    Those of float32 are their bits, with the sign turned so that they rise as the values do.
+    Those of float32 are their bits; of negative ones all but the sign turned, so that they rise.
     """
     if values.dtype != np.float32:
-        return np.asarray(np.unique(values, return_inverse=True)[1], np.uint32)
-    bits = (values + np.float32(0)).view(np.uint32)  # -0 becomes 0
-    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)).astype(np.uint32)
+        return np.asarray(np.unique(values, return_inverse=True)[1], np.int32)
+    bits = (values + np.float32(0)).view(np.int32)  # -0 becomes 0
+    return np.asarray(bits ^ ((bits >> 31) & 0x7FFFFFFF))
 
 
 @numba.njit(cache=True)
@@ -191,26 +191,34 @@ def _ordered_pairs(ranks, truth, edges):  # type: ignore[no-untyped-def]
 
     Ties count half. Of all tracks and of those within each group: (1 + groups,).
     """
-    tracks = np.empty(len(ranks), np.int64)  # rank, group (8 bits with the next) and truth
+    tracks = np.empty(len(ranks), np.int64)  # rank from 0, group (7 bits) and truth (1 bit)
     for group in range(1, len(edges)):
         for i in range(edges[group - 1], edges[group]):
-            tracks[i] = np.int64(ranks[i]) << 8 | group << 1 | np.int64(truth[i])
+            tracks[i] = (np.int64(ranks[i]) + 2**31) << 8 | group << 1 | np.int64(truth[i])
     tracks = _sorted_by_rank(tracks)
-    # Entry 0 is of all tracks; `below`, `equal`: others of lower and of the present rank.
-    pairs, below, equal = np.zeros(len(edges)), np.zeros(len(edges)), np.zeros(len(edges))
+    # Entry 0 is of all tracks. Halves of pairs; others of lower and of the present rank.
+    halves, below = np.zeros(len(edges), np.int64), np.zeros(len(edges), np.int64)
+    equal = np.zeros(len(edges), np.int64)
     first = 0
     while first < len(tracks):
-        end, rank = first, tracks[first] >> 8
+        end, rank = first + 1, tracks[first] >> 8
         while end < len(tracks) and tracks[end] >> 8 == rank:
-            other = 1 - (tracks[end] & 1)
-            equal[0] += other
-            equal[(tracks[end] & 255) >> 1] += other
             end += 1
+        if end == first + 1:  # no tie, which is by far the most frequent
+            group, primary = (tracks[first] & 255) >> 1, tracks[first] & 1
+            halves[0] += 2 * primary * below[0]
+            halves[group] += 2 * primary * below[group]
+            below[0] += 1 - primary
+            below[group] += 1 - primary
+            first = end
+            continue
         for i in range(first, end):
-            if tracks[i] & 1:
-                group = (tracks[i] & 255) >> 1
-                pairs[0] += below[0] + 0.5 * equal[0]
-                pairs[group] += below[group] + 0.5 * equal[group]
+            equal[0] += 1 - (tracks[i] & 1)
+            equal[(tracks[i] & 255) >> 1] += 1 - (tracks[i] & 1)
+        for i in range(first, end):
+            group, primary = (tracks[i] & 255) >> 1, tracks[i] & 1
+            halves[0] += primary * (2 * below[0] + equal[0])
+            halves[group] += primary * (2 * below[group] + equal[group])
         for i in range(first, end):
             group = (tracks[i] & 255) >> 1
             below[group] += equal[group]
@@ -218,7 +226,7 @@ def _ordered_pairs(ranks, truth, edges):  # type: ignore[no-untyped-def]
         below[0] += equal[0]
         equal[0] = 0
         first = end
-    return pairs
+    return halves / 2
 
 
 @numba.njit(cache=True)
