@@ -124,6 +124,7 @@ def run(
     names = find(folder, sets)
     tables = {name: load(folder, name) for name in names}
     _claim(out, recipe, tables)
+    source = {name: (folder, name, table.digest) for name, table in tables.items()}
     rows = [
         (name, method, split)
         for name in names
@@ -143,13 +144,16 @@ def run(
     ]
     wanted = {(name, split) for name, _, splits in todo for split in splits}
     searches = [
-        (1, (out, folder, name, split, recipe))
+        (1, (out, source[name], split, recipe))
         for name, split in sorted(wanted)
         if not _search_file(out, name, split).is_file()
     ]
     with _pool(workers) as pool:
         _each(_search_one, searches, pool, progress, "weight decay")
-        several = [(len(task[2]), (out, folder, *task, recipe)) for task in todo]
+        several = [
+            (len(splits), (out, source[name], method, splits, recipe))
+            for name, method, splits in todo
+        ]
         _each(_rows_of, several, pool, progress, "methods")
     found = [json.loads(_row_file(out, *task).read_text(encoding="utf-8")) for task in rows]
     _write_parquet(out)
@@ -266,13 +270,18 @@ def _each(
 
 
 @functools.lru_cache(maxsize=2)
-def _loaded(folder: Path, name: str) -> Table:
-    return load(folder, name)
+def _loaded(folder: Path, name: str, digest: str) -> Table:
+    """The set as it was when the study began; read once per process."""
+    table = load(folder, name)
+    if table.digest != digest:
+        raise DataError(f"{folder / name} has changed while the study was running; start again")
+    return table
 
 
 def _search_one(task: Task) -> None:
-    out, folder, name, split, recipe = task
-    table = _loaded(folder, name)
+    out, source, split, recipe = task
+    table = _loaded(*source)
+    name = table.name
     seeds = Seeds(Seeds(recipe.seed).integer("search", name, split))
     found = search(table, table.train[split], recipe, seeds)
     _write(_search_file(out, name, split), [list(candidate) for candidate in found])
@@ -280,9 +289,10 @@ def _search_one(task: Task) -> None:
 
 def _rows_of(task: Task) -> None:
     """The rows of one method on a group of splits, trained side by side."""
-    out, folder, name, method, splits, recipe = task
+    out, source, method, splits, recipe = task
     began = time.process_time()
-    table = _loaded(folder, name)
+    table = _loaded(*source)
+    name = table.name
     seeds = Seeds(Seeds(recipe.seed).integer(name, method, *splits))
     decays = [_decay(out, name, method, split) for split in splits]
     held = [_held_out(table, split, recipe) for split in splits]
