@@ -2,13 +2,14 @@
 
 import importlib.util
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stillfit.core.errors import ConfigError, RegistryError
-from stillfit.core.events import Block
+from stillfit.core.events import Block, Labels, Notice
 from stillfit.core.predictive import Mixture
 from stillfit.core.seeds import Seeds
 from stillfit.core.values import Budget, Served, VersionId
@@ -27,6 +28,7 @@ from stillfit.loop.deployment import (
 )
 from stillfit.loop.pending import Pending
 from stillfit.loop.proposals import first_provenance
+from stillfit.loop.run import TOGETHER, moments
 from stillfit.loop.shelf import KEPT, Shelf
 from stillfit.models.training import Schedule
 from stillfit.monitors.late import LateMetric
@@ -40,6 +42,54 @@ toy = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(toy)
 
 A, B = VersionId("a" * 64), VersionId("b" * 64)
+
+
+# -- moments and checkpoints ----------------------------------------------------------------------
+
+
+def test_labels_of_one_time_come_together_and_nothing_else_does():
+    told = [Labels(np.array([n]), {}, time) for n, time in enumerate([1.0, 1.0, 2.0])]
+    block, end = Block(np.array([9]), {}, 2.0), Notice("inter-fill", 2.0)
+    events = [block, end, told[0], told[1], told[2], block, told[2], end, told[0]]
+    found = list(moments(iter(events)))
+    assert [event for moment in found for event in moment] == events
+    assert [len(moment) for moment in found] == [1, 1, 2, 1, 1, 1, 1, 1]
+    many = [told[0]] * (2 * TOGETHER + 1)
+    assert [len(moment) for moment in moments(iter(many))] == [TOGETHER, TOGETHER, 1]
+
+
+def test_a_block_is_never_kept_waiting_for_what_comes_after_it():
+    def live():
+        yield Notice("stable-beams", 0.0)
+        yield Block(np.array([1]), {}, 1.0)
+        raise AssertionError("the next event was asked for")
+
+    stream = moments(live())
+    assert [len(next(stream)), len(next(stream))] == [1, 1]
+
+
+@pytest.mark.parametrize("checkpoint", [1, 3, 7])
+def test_a_checkpoint_is_written_when_labels_have_come_or_after_twice_as_many_events(
+    tmp_path, checkpoint
+):
+    events = toy.stream().events()
+    made = replace(toy.plan("frozen", watch=(), errors=()), checkpoint=checkpoint)
+    saved = [0]
+    with Registry.create(tmp_path / "r") as registry:
+        kinds = []
+        for step in run(toy.stream(), made, registry):
+            kinds.append(type(step.event))
+            found = registry.load_checkpoint("run").position
+            if found != saved[-1]:
+                saved.append(found)
+    assert len(kinds) == len(list(events)) and len(saved) > 3
+    for before, at in pairwise(saved):
+        quiet = kinds[at - 1] is Labels and kinds[at] is not Labels
+        assert checkpoint <= at - before and (quiet or at - before >= 2 * checkpoint)
+        # Not later than labels have come once it is due, nor than twice as many events.
+        due = range(before + checkpoint, at)
+        assert not any(kinds[n - 1] is Labels and kinds[n] is not Labels for n in due)
+        assert at - before < 2 * checkpoint + TOGETHER
 
 
 # -- waiting predictions ------------------------------------------------------------------------

@@ -23,6 +23,8 @@ from stillfit.streams.contract import Stream
 from stillfit.streams.joining import Joiner
 from stillfit.streams.store import LabelledStore
 
+TOGETHER = 32
+
 
 class Step(NamedTuple):
     """What one event of the stream brought: answers by lane, and the journal's new entries.
@@ -47,33 +49,59 @@ def run(stream: Stream, plan: Plan, registry: Registry) -> Iterator[Step]:
     ended adds nothing when it is called again, and goes on where its stream has grown.
     """
     house = House(plan, registry)
-    for event in stream.events(house.position):
-        if house.due(event):
+    for moment in moments(stream.events(house.position)):
+        if house.due(moment[0]):
             house.save()
         with registry.batch():
-            house.decide_before(event)
-            now = house.tick(event)
-            served: dict[str, Served] = {}
-            match event:
-                case Notice():
-                    house.window = plan.window.step(house.window, event)
-                    house.note(event)
-                case Block() if len(event):
-                    waiting = house.wait(event)
-                    for lane in house.lanes:
-                        served[lane.name] = lane.serve(event, waiting)
-                        lane.watch(event, served[lane.name])
-                        lane.pending.forget_before(house.joiner.oldest)
-                case Labels():
-                    examples, fills = house.join(event)
-                    for lane in house.lanes:
-                        lane.learn(examples, fills, house.position, now)
-                        lane.pending.forget_before(house.joiner.oldest)
-            for lane in house.lanes:
-                lane.obey(now, house.store)
-                lane.switch(house.window, now, house.store)
-        yield Step(house.position - 1, event, served, house.written())
+            steps = [take(house, event) for event in moment]
+        yield from steps
     house.end()
+
+
+def take(house: House, event: Event) -> Step:
+    """Let every lane take one event: serve, watch, learn, obey, switch."""
+    house.decide_before(event)
+    now = house.tick(event)
+    served: dict[str, Served] = {}
+    match event:
+        case Notice():
+            house.window = house.plan.window.step(house.window, event)
+            house.note(event)
+        case Block() if len(event):
+            waiting = house.wait(event)
+            for lane in house.lanes:
+                served[lane.name] = lane.serve(event, waiting)
+                lane.watch(event, served[lane.name])
+                lane.pending.forget_before(house.joiner.oldest)
+        case Labels():
+            examples, fills = house.join(event)
+            for lane in house.lanes:
+                lane.learn(examples, fills, house.position, now)
+                lane.pending.forget_before(house.joiner.oldest)
+    for lane in house.lanes:
+        lane.obey(now, house.store)
+        lane.switch(house.window, now, house.store)
+    return Step(house.position - 1, event, served, house.written())
+
+
+def moments(events: Iterator[Event]) -> Iterator[list[Event]]:
+    """Labels that come together as one, at most `TOGETHER` of them; anything else by itself.
+
+    Their journal entries are made durable by one flush of the disk. So labels are taken when the
+    next event is known, which is when decisions are made on them; a block is never kept waiting.
+    """
+    labels: list[Event] = []
+    for event in events:
+        same = isinstance(event, Labels) and labels and event.time == labels[0].time
+        if labels and (not same or len(labels) == TOGETHER):
+            yield labels
+            labels = []
+        if isinstance(event, Labels):
+            labels.append(event)
+        else:
+            yield [event]
+    if labels:
+        yield labels
 
 
 class House:
