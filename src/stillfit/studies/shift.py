@@ -33,6 +33,7 @@ from stillfit.core.tables import did_you_mean
 from stillfit.l1t.conditions import Conditions, DeadRegion, nominal
 from stillfit.l1t.factories import FACTORIES
 from stillfit.l1t.library import load
+from stillfit.l1t.metrics import share
 from stillfit.l1t.recipe import FROZEN, KINDS, vertex_examples
 from stillfit.l1t.vertex import NEAR, VertexTask
 from stillfit.models import uncertain
@@ -395,6 +396,7 @@ def _scores(
     found = away < NEAR
     common = {
         "efficiency": float(found.mean()),
+        "efficiency_err": share(found).error,
         "auroc": auroc(before.std, predictive.std).value,
         "auroc_failures": auroc(predictive.std[found], predictive.std[~found]).value
         if 0 < found.sum() < len(found)

@@ -35,6 +35,7 @@ class Series:
     """Points (x, y) of one name, `errors` (one standard error of y) where they are known.
 
     `place`: which colour and symbol, so that a name looks the same in every figure of a page.
+    `named`: the name is written at the last point.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Series:
     place: int
     errors: Sequence[float] = ()
     joined: bool = True
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,10 @@ def plot(
     series: Sequence[Series],
     *,
     rules: Sequence[Rule] = (),
-    names: bool = False,
 ) -> Markup:
     """Curves or points in one frame; points that are not finite are left out.
 
-    `names`: the name of each series is written at its last point. `title`: for screen readers.
+    `title`: for screen readers.
     """
     drawn = [
         (s, [_finite(s, k) for k in range(len(s.points)) if _shown(s, k, x, y)]) for s in series
@@ -115,7 +116,7 @@ def plot(
     for rule in rules:
         parts += _rule(rule, across, up)
     for one, points in drawn:
-        parts += _curve(one, points, across, up, names)
+        parts += _curve(one, points, across, up)
     return chart(WIDTH, HEIGHT, title, *parts)
 
 
@@ -187,7 +188,6 @@ def _curve(
     points: Sequence[tuple[float, float, float]],
     across: svg.Scale,
     up: svg.Scale,
-    named: bool,
 ) -> list[Markup]:
     paint = colour(one.place)
     places = [(_inside(across, at), _inside(up, value)) for at, value, _ in points]
@@ -204,7 +204,7 @@ def _curve(
         parts.append(
             svg.symbol(shape(one.place), px, py, size, svg.title(says), class_=f"dot {paint}")
         )
-    if named and places:
+    if one.named and places:
         px, py = places[-1]
         left = px > (LEFT + WIDTH) / 2
         parts.append(

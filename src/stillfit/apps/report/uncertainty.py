@@ -184,7 +184,11 @@ def _against_shift(methods: Sequence[str], scores: Sequence[Row]) -> list[Markup
             words = f"{title}: {kind.title}"
             drawn = _curve_of(methods, scores, shift, name)
             pictures.append(figure(words, plot(words, across, axis, drawn, rules=rules)))
-        parts += [tag("h2", f"{title} against shift"), tag("div", *pictures, class_="figures")]
+        parts += [
+            tag("h2", f"{title} against shift"),
+            legend(methods),
+            tag("div", *pictures, class_="figures small"),
+        ]
     pictures = []
     for shift in shifts:
         kind = SHIFTS[shift]
@@ -210,7 +214,7 @@ def _against_shift(methods: Sequence[str], scores: Sequence[Row]) -> list[Markup
         tag("h2", "Do calibrators that were fitted on nominal survive?"),
         legend(["none", "variance-scaling", "split-conformal", "normalised-conformal"]),
         tag("p", "Mean over all methods.", class_="note"),
-        tag("div", *pictures, class_="figures"),
+        tag("div", *pictures, class_="figures small"),
     ]
     return parts
 
@@ -256,7 +260,8 @@ def _honesty(methods: Sequence[str], curves: Sequence[Row]) -> list[Markup]:
         parts += [
             tag("h2", title),
             tag("p", "An honest method lies on the dashed line. First seed.", class_="note"),
-            tag("div", *pictures, class_="figures"),
+            legend(methods),
+            tag("div", *pictures, class_="figures small"),
         ]
     return parts
 
@@ -272,24 +277,30 @@ def _pareto(methods: Sequence[str], scores: Sequence[Row], costs: Sequence[Row])
             _off_coverage,
         ),
     ):
-        series, seen = [], []
-        for place, method in enumerate(methods):
+        seen: dict[str, tuple[float, float]] = {}
+        for method in methods:
             speed = mean_over_seeds(_of(costs, method=method), "events_per_second")[0]
             value = quality(scores, method)
             if math.isfinite(speed) and math.isfinite(value):
-                seen.append((1e6 / speed, value, method))
-                series.append(Series(method, [(1e6 / speed, value)], place, joined=False))
+                seen[method] = (1e6 / speed, value)
         front = [
-            name for cost, value, name in sorted(seen)
-            if not any(c <= cost and v <= value and n != name for c, v, n in seen)
-        ]  # fmt: skip
+            name
+            for name, (cost, value) in sorted(seen.items(), key=lambda item: item[1])
+            if not any(c <= cost and v <= value and n != name for n, (c, v) in seen.items())
+        ]
+        series = [
+            Series(name, [seen[name]], place, joined=False, named=name in front)
+            for place, name in enumerate(methods)
+            if name in seen
+        ]
         across = Axis("microseconds per event on one core", "log")
-        pictures.append(figure(title, plot(title, across, axis, series, names=True)))
+        pictures.append(figure(title, plot(title, across, axis, series)))
         front_words.append(f"{title}: on the front are {', '.join(front)}. ")
     return [
         tag("h2", "Cost against quality"),
         tag("p", *front_words, class_="note"),
-        tag("div", *pictures, class_="figures"),
+        legend(methods),
+        tag("div", *pictures, class_="figures small"),
     ]
 
 
@@ -317,7 +328,7 @@ def _online(online: Mapping[str, Sequence[tuple[float, float]]]) -> list[Markup]
     return [
         tag("h2", "Calibration that goes on"),
         legend(names),
-        tag("div", figure(title, picture), class_="figures"),
+        tag("div", figure(title, picture), class_="figures small"),
     ]
 
 
