@@ -86,6 +86,22 @@ def test_a_segment_keeps_its_place_and_is_not_read_again(registry):
     assert len(files(registry, "segments")) == len(before) + 1
 
 
+def test_a_stored_segment_is_kept_without_its_arrays_and_only_such_a_one(registry):
+    assert registry.stored_segments("run") == set()
+    registry.save_checkpoint("run", 1, {}, {}, SEGMENTS)
+    assert registry.stored_segments("run") == set(SEGMENTS)
+    registry.save_checkpoint("run", 2, {}, {}, {"large": None, "tiny": None})
+    kept = {name: SEGMENTS[name] for name in ("large", "tiny")}
+    check(registry.load_checkpoint("run").segments, kept)
+    assert registry.stored_segments("run") == set(kept)
+    for path in (registry.root / "segments").iterdir():
+        if path.stat().st_size > 8 * BIG:
+            path.unlink()
+    assert registry.stored_segments("run") == {"tiny"}
+    with pytest.raises(RegistryError, match="segment 'large' is not in the last checkpoint of 'ru"):
+        registry.save_checkpoint("run", 3, {}, {}, {"large": None})
+
+
 def test_a_segment_whose_file_is_gone_is_written_again(registry):
     registry.save_checkpoint("run", 1, {}, {}, SEGMENTS)
     for path in (registry.root / "segments").iterdir():

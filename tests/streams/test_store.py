@@ -383,6 +383,32 @@ def test_state_goes_to_segments_and_back(store, make_examples):
         assert copy.add(more, np.random.default_rng(9)).to_segments()[0] == expected
 
 
+def test_a_known_segment_is_kept_until_less_than_half_of_it_is_left(make_examples):
+    """Kept as it is with the limit of the keys that count, and the store is the same again."""
+    rules = Keeping(budget_bytes=400 * EVENT, held_out=0.0)
+    store, rng = rules.empty(), np.random.default_rng(0)
+    disk, kept, sizes = {}, 0, {}
+    for step in range(60):
+        store = store.add(make_examples(step * 100, 100), rng)
+        document, segments = store.to_segments(known=set(disk))
+        kept += sum(arrays is None for arrays in segments.values())
+        disk = {name: disk[name] if arrays is None else arrays for name, arrays in segments.items()}
+        sizes[step] = sum(n_bytes(arrays) for arrays in disk.values())
+        again = LabelledStore.from_segments(json.loads(json.dumps(document)), disk)
+        assert again.nbytes == store.nbytes and again.holdings() == store.holdings()
+        np.testing.assert_array_equal(again.training.all().ids, store.training.all().ids)
+        assert again.to_segments(set(disk))[0] == document
+        # Both go on in the same way.
+        more, seed = make_examples(10_000, 30), np.random.default_rng(step)
+        there = again.add(more, np.random.default_rng(step)).to_segments(set(disk))[0]
+        assert there == store.add(more, seed).to_segments(set(disk))[0]
+    assert kept > 60
+    assert max(sizes.values()) <= 2 * rules.budget_bytes
+    with pytest.raises(DamagedError, match=r"segment .* holds no event with a key below -1"):
+        document["groups"][0]["chunks"][0]["below"] = -1
+        LabelledStore.from_segments(document, disk)
+
+
 def test_a_checkpoint_writes_mostly_what_is_new(make_examples):
     """Segments written over a long run come to a few times what was added, not once per add."""
     rules = Keeping(budget_bytes=20_000 * EVENT)

@@ -222,7 +222,7 @@ class House:
     def save(self) -> None:
         """A checkpoint: everything that the loop needs to go on from here."""
         joiner, waiting = self.joiner.to_segments()
-        store, kept = self.store.to_segments()
+        store, kept = self.store.to_segments(self.registry.stored_segments(self.plan.run))
         state: dict[str, Any] = {
             "clock": self.clock.now if math.isfinite(self.clock.now) else None,
             "window": [value if math.isfinite(value) else None for value in self.window],
@@ -233,7 +233,10 @@ class House:
             "store": store,
             "lanes": {},
         }
-        segments = {name: flatten(columns) for name, columns in {**waiting, **kept}.items()}
+        segments = {
+            name: None if columns is None else flatten(columns)
+            for name, columns in {**waiting, **kept}.items()
+        }
         arrays: dict[str, Array] = {}
         for lane in self.lanes:
             document, parts = lane.to_state()

@@ -79,11 +79,12 @@ class Checkpoints:
         state: Mapping[str, Any],
         arrays: Mapping[str, Array],
         head: Head,
-        segments: Mapping[str, Mapping[str, Array]] | None = None,
+        segments: Mapping[str, Mapping[str, Array] | None] | None = None,
     ) -> None:
         """Store a state durably, then drop all but the last two of the run and unused files.
 
-        `segments`: named groups of arrays; a name stands for the same arrays for ever.
+        `segments`: named groups of arrays; a name stands for the same arrays for ever. None stands
+        for those of a name that is `stored`.
 
         Cost: arrays and new segments are hashed (about 1 GB/s); what is new is written and flushed,
         one flush for the checkpoint. A failure leaves the earlier checkpoints as they were.
@@ -160,20 +161,31 @@ class Checkpoints:
             )
         return None
 
+    def stored(self, run: str) -> set[str]:
+        """Names of the segments of a run's last checkpoint, saved or loaded, that are there."""
+        places = self._places.get(run, {})
+        there = {file: self._is_there(file) for file in {p["segment"] for p in places.values()}}
+        return {name for name, place in places.items() if there[place["segment"]]}
+
     def _place(
-        self, run: str, segments: Mapping[str, Mapping[str, Array]], files: _Files
+        self, run: str, segments: Mapping[str, Mapping[str, Array] | None], files: _Files
     ) -> dict[str, Mapping[str, str]]:
         """A place for every segment; one of the last checkpoint that is still there keeps its own.
 
         `under`: what stands before the names of its arrays in the file.
         """
-        before = self._places.get(run, {})
+        before, stored = self._places.get(run, {}), self.stored(run)
         places: dict[str, Mapping[str, str]] = {}
         small: dict[str, Array] = {}
         for name, arrays in segments.items():
             check_name(name, "a segment")
-            if name in before and self._is_there(before[name]["segment"]):
+            if name in stored:
                 places[name] = before[name]
+            elif arrays is None:
+                raise RegistryError(
+                    f"segment {name!r} is not in the last checkpoint of {run!r}, so it cannot be "
+                    "kept: give its arrays"
+                )
             elif sum(array.nbytes for array in arrays.values()) < _SHARED:
                 small.update({f"{name}/{key}": array for key, array in arrays.items()})
             else:

@@ -216,7 +216,7 @@ class Registry:
         position: int,
         state: Mapping[str, JSON],
         arrays: Mapping[str, Array],
-        segments: Mapping[str, Mapping[str, Array]] | None = None,
+        segments: Mapping[str, Mapping[str, Array] | None] | None = None,
     ) -> None:
         """Store a loop's state at a position of its stream; see `Checkpoints.save`."""
         self._need_lock()
@@ -224,6 +224,10 @@ class Registry:
             raise RegistryError("a checkpoint cannot be saved inside a batch of entries")
         self._journal.flush()
         self._checkpoints.save(run, position, state, arrays, self._journal.head, segments)
+
+    def stored_segments(self, run: str) -> set[str]:
+        """Names of the segments that the next checkpoint of a run may keep without their arrays."""
+        return self._checkpoints.stored(run)
 
     def load_checkpoint(self, run: str) -> Checkpoint | None:
         """The last whole checkpoint of a run; see `Checkpoints.load`."""

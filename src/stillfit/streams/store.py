@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from stillfit.core.arrays import (
     names_of,
     take,
 )
-from stillfit.core.errors import ConfigError, ShapeError
+from stillfit.core.errors import ConfigError, DamagedError, ShapeError
 from stillfit.core.events import Examples
 from stillfit.core.values import JSON
 from stillfit.streams.chance import uniform
@@ -120,6 +120,14 @@ class Holding:
     last: float
 
 
+class _Origin(NamedTuple):
+    """The segment of `size` events of which a chunk is those with keys below `limit`."""
+
+    segment: str
+    size: int
+    limit: float
+
+
 @dataclass(frozen=True)
 class _Chunk:
     """Events of one condition and side, in order of arrival; never changed, only replaced."""
@@ -129,6 +137,7 @@ class _Chunk:
     keys: NDArray[np.float64]
     inputs: Arrays
     targets: Arrays
+    origin: _Origin | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -193,7 +202,15 @@ class _Chunk:
         if self.highest_key < key:
             return self
         rows = np.flatnonzero(self.keys < key)
-        return self.take(rows) if len(rows) else None
+        origin = None if self.origin is None else self.origin._replace(limit=key)
+        if "name" in vars(self):  # it is a segment itself
+            origin = _Origin(self.name, len(self), key)
+        return replace(self.take(rows), origin=origin) if len(rows) else None
+
+    def remains_of(self, known: Container[str]) -> _Origin | None:
+        """Its origin, if that is one of `known` and less than half of it has gone."""
+        whole = self.origin
+        return whole if whole and whole.segment in known and 2 * len(self) > whole.size else None
 
     @staticmethod
     def join(parts: list[_Chunk]) -> _Chunk:
@@ -372,41 +389,49 @@ class LabelledStore:
         """The store under other weights: what they drop is gone, shares follow as events come."""
         return replace(self, rules=replace(self.rules, weights=dict(weights)))._fitted()
 
-    def to_segments(self) -> tuple[JSON, dict[str, Arrays]]:
-        """State as a document and content-addressed segments, most of them as they were before."""
+    def to_segments(self, known: Container[str] = ()) -> tuple[JSON, dict[str, Arrays | None]]:
+        """State as a document and content-addressed segments, most of them as they were before.
+
+        `known`: names of segments that the last checkpoint holds. One of them of which more than
+        half is left is not written anew when events of it were dropped: it is kept (None stands for
+        its arrays), and the document says which of its events count.
+        """
         rules = dict(vars(self.rules))
         rules["weights"] = dict(self.rules.weights)
+        segments: dict[str, Arrays | None] = {}
+        groups: list[JSON] = []
+        for (condition, side), chunks in self.groups.items():
+            names: list[JSON] = []
+            for chunk in chunks:
+                whole = chunk.remains_of(known)
+                name = chunk.name if whole is None else whole.segment
+                segments[name] = chunk.arrays if whole is None else None
+                names.append({"segment": name, "below": None if whole is None else whole.limit})
+            groups.append({"condition": condition, "side": side, "chunks": names})
         document: dict[str, JSON] = {
             "rules": rules,
             "thresholds": dict(self.thresholds),
             "seen": dict(self.seen),
-            "groups": [
-                {
-                    "condition": condition,
-                    "side": side,
-                    "segments": [chunk.name for chunk in chunks],
-                }
-                for (condition, side), chunks in self.groups.items()
-            ],
+            "groups": groups,
         }
-        chunks = [chunk for held in self.groups.values() for chunk in held]
-        return document, {chunk.name: chunk.arrays for chunk in chunks}
+        return document, segments
 
     @classmethod
     def from_segments(cls, document: JSON, segments: Segments) -> LabelledStore:
         """The store that `to_segments` described."""
         state = cast(dict[str, Any], document)
         groups = {
-            (item["condition"], item["side"]): tuple(
-                _chunk_of(segment(segments, name)) for name in item["segments"]
+            (group["condition"], group["side"]): tuple(
+                _chunk_of(chunk["segment"], chunk["below"], segments) for chunk in group["chunks"]
             )
-            for item in state["groups"]
+            for group in state["groups"]
         }
         return cls(Keeping(**state["rules"]), groups, state["thresholds"], state["seen"])
 
     def to_arrays(self) -> dict[str, Array]:
         """State as plain arrays: a document and one array of bytes for each segment."""
-        return as_arrays(*self.to_segments())
+        document, segments = self.to_segments()
+        return as_arrays(document, cast(Segments, segments))
 
     @classmethod
     def from_arrays(cls, flat: Mapping[str, Array]) -> LabelledStore:
@@ -555,11 +580,17 @@ def _appended(held: tuple[_Chunk, ...], chunk: _Chunk, largest: int) -> tuple[_C
     return tuple(chunks)
 
 
-def _chunk_of(arrays: Arrays) -> _Chunk:
-    return _Chunk(
+def _chunk_of(name: str, below: float | None, segments: Segments) -> _Chunk:
+    arrays = segment(segments, name)
+    whole = _Chunk(
         cast(NDArray[np.int64], arrays["ids"]),
         cast(NDArray[np.float64], arrays["times"]),
         cast(NDArray[np.float64], arrays["keys"]),
         unprefixed("inputs", arrays),
         unprefixed("targets", arrays),
     )
+    vars(whole)["name"] = name
+    chunk = whole if below is None else whole.below(below)
+    if chunk is None:
+        raise DamagedError(f"segment {name[:12]}... holds no event with a key below {below}")
+    return chunk
