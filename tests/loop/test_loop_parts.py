@@ -16,7 +16,10 @@ from stillfit.core.values import Budget, Served, VersionId
 from stillfit.decisions.gates import BetterOnNew
 from stillfit.decisions.windows import FromNotices
 from stillfit.loop import Redeploy, run
-from stillfit.loop.deployment import (
+from stillfit.loop.pending import Pending
+from stillfit.loop.proposals import first_provenance
+from stillfit.loop.run import TOGETHER, moments
+from stillfit.loop.selection import (
     NO_FILL,
     Term,
     in_order,
@@ -26,9 +29,6 @@ from stillfit.loop.deployment import (
     select,
     stretches,
 )
-from stillfit.loop.pending import Pending
-from stillfit.loop.proposals import first_provenance
-from stillfit.loop.run import TOGETHER, moments
 from stillfit.loop.shelf import KEPT, Shelf
 from stillfit.models.training import Schedule
 from stillfit.monitors.late import LateMetric

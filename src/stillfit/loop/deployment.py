@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stillfit.core.arrays import Array, Index
+from stillfit.core.arrays import Array
 from stillfit.core.events import Block, Examples
 from stillfit.core.predictive import Predictive
-from stillfit.core.state import from_arrays, to_arrays
-from stillfit.core.values import Evidence, Served, UpdateClass, VersionId
+from stillfit.core.values import Served, UpdateClass, VersionId
 from stillfit.decisions.policies import Past
 from stillfit.decisions.probation import ProbationState
 from stillfit.decisions.windows import WindowState
@@ -28,13 +27,22 @@ from stillfit.loop.proposals import (
     first_provenance,
     stored_errors,
 )
+from stillfit.loop.selection import (
+    BEFORE,
+    Term,
+    in_order,
+    newest_condition,
+    present,
+    reliability,
+    rows_of,
+    select,
+    stretches,
+)
 from stillfit.loop.shelf import Shelf
+from stillfit.loop.watching import Watch
 from stillfit.registry import Entry, Writer
-from stillfit.streams.store import LabelledStore, View, is_held_out
+from stillfit.streams.store import LabelledStore, is_held_out
 from stillfit.updaters.contract import Learner, Updater
-
-BEFORE = "before"
-NO_FILL = np.iinfo(np.int64).min
 
 
 class Staged(NamedTuple):
@@ -54,17 +62,6 @@ class Staged(NamedTuple):
     since: float | None = None
     rung: str = ""
     wake: float | None = None
-
-
-class Term(NamedTuple):
-    """The events that a version was chosen for: of a condition, seen from `since` until `until`.
-
-    None: no limit. Their error is the level that the version is held to.
-    """
-
-    condition: str
-    since: float | None = None
-    until: float | None = None
 
 
 class Failed(NamedTuple):
@@ -101,15 +98,11 @@ class Deployment:
         self.held = False
         self.past = Past(change=0.0)
         self.requests, self.asked = 0, 0
-        self.unfit: list[str] = []
         self.refit = 0
         self.news = False
         self.failed: dict[str, Failed] = {}
-        self.broken: set[str] = set()
-        self.evidence: dict[str, Evidence] = {}
         self.learners: dict[str, Learner] = {}
-        self._watch = [monitor.init() for monitor in lane.watch]
-        self._errors = [monitor.init() for monitor in lane.errors]
+        self.watch = Watch(lane, plan, shelf, self._tell)
 
     # -- begin ------------------------------------------------------------------------------------
 
@@ -121,11 +114,13 @@ class Deployment:
         for condition in np.unique(nominal.conditions):
             self.remembered[str(condition)] = self.serving
         self.terms[self.serving] = Term(str(nominal.conditions[0]))
-        self._calibrate(nominal, nominal, "begin", now)
+        self.watch.calibrate(self.serving, nominal, nominal, "begin", self.asked, now)
         training = self._training(nominal)
         for name, rung in self._updaters():
             rng, first = self._rng("begin", name), self.shelf.get(self.serving)
-            begun = self._guarded(name, now, rung.begin, first, training, kind="updater", rng=rng)
+            begun = self.watch.guarded(
+                name, now, rung.begin, first, training, kind="updater", rng=rng
+            )
             self.learners[name] = {} if begun is None else begun
 
     # -- serve and watch --------------------------------------------------------------------------
@@ -143,24 +138,6 @@ class Deployment:
             self.serve_again(waiting, self.serving)
         self.past = self.past._replace(events=self.past.events + len(block))
         return served
-
-    def watch(self, block: Block, served: Served) -> None:
-        """Let the monitors without labels read a block."""
-        for place, monitor in enumerate(self.lane.watch):
-            state = self._watch[place]
-            found = self._guarded(
-                monitor.name,
-                block.time,
-                monitor.step,
-                state,
-                block.time,
-                block.ids,
-                block.inputs,
-                served,
-            )
-            if found is not None:
-                self._watch[place] = found[0]
-                self._note(found[1], block.time)
 
     # -- labels -----------------------------------------------------------------------------------
 
@@ -188,20 +165,7 @@ class Deployment:
                 rows, errors = rows.take(lately), errors[lately]
                 if not len(rows):
                     continue
-            for place, monitor in enumerate(self.lane.errors):
-                state = self._errors[place]
-                found = self._guarded(
-                    monitor.name,
-                    now,
-                    monitor.step,
-                    state,
-                    now,
-                    rows.times,
-                    errors,
-                )
-                if found is not None:
-                    self._errors[place] = found[0]
-                    self._note(found[1], now)
+            self.watch.labels(rows.times, errors, now)
             if self.baking is not None and self.previous is not None:
                 old = stored_errors(self.shelf, self.previous, rows)
                 self.baking = self.lane.probation.step(self.baking, errors, old)
@@ -212,7 +176,7 @@ class Deployment:
         for name, rung in updaters:
             rng = self._rng("observe", name, batch)
             before = self.learners[name]
-            after = self._guarded(
+            after = self.watch.guarded(
                 name, now, rung.observe, before, training, kind="updater", rng=rng
             )
             self.learners[name] = before if after is None else after
@@ -241,8 +205,8 @@ class Deployment:
         # Without new labels nothing could be learned or judged that was not before.
         if not idle or self.lane.ladder is None or not self.news:
             return
-        policy, evidence = self.lane.policy, list(self.evidence.values())
-        request = self._guarded(
+        policy, evidence = self.lane.policy, list(self.watch.evidence.values())
+        request = self.watch.guarded(
             policy.name, now, partial(policy.ask, evidence, now=now, past=self.past), kind="policy"
         )
         if request is None or not self._worth_asking(store):
@@ -280,7 +244,7 @@ class Deployment:
             if self._give_up(rows, step.because, seen, counts=not any(early), now=now):
                 self.terms[self.serving] = Term(rows.condition, request.since)
                 self._refer(store, "as-is", now)
-                self.evidence = {}
+                self.watch.forget()
         else:
             self._stage(proposal, rows, request.since, now)
 
@@ -325,7 +289,7 @@ class Deployment:
             return
         matrix: list[list[float | None]] = []
         headline = ""
-        held = {c: _rows(store.held_out, Term(c), self.lane.judged) for c in store.seen}
+        held = {c: rows_of(store.held_out, Term(c), self.lane.judged) for c in store.seen}
         held = {condition: rows for condition, rows in held.items() if len(rows)}
         for version in self.served:
             model = self.shelf.get(version)
@@ -383,7 +347,7 @@ class Deployment:
         if version not in self.served:
             self.served.append(version)
         self.past = Past(change=now, request=self.past.request)
-        self.evidence = {}
+        self.watch.forget()
 
     def _go_back(self, order: Entry, now: float, store: LabelledStore) -> None:
         """A person's rollback: at once, in any window, and what was on its way is dropped."""
@@ -446,7 +410,9 @@ class Deployment:
         """Hold the monitors to the level of the serving version on what it was chosen for."""
         term = self.terms[self.serving]
         fresh, new = present(self.lane, store, term)
-        self._calibrate(in_order([new, fresh]), new if len(new) else fresh, why, now, only)
+        judged = new if len(new) else fresh
+        examples = in_order([new, fresh])
+        self.watch.calibrate(self.serving, examples, judged, why, self.asked, now, only)
         self.refit = store.seen.get(term.condition, 0) + max(len(fresh) + len(new), 1)
 
     def _refit(self, store: LabelledStore, now: float) -> None:
@@ -455,9 +421,8 @@ class Deployment:
         Whenever the labels have doubled, unless an alarm stands, whose cause would be the level.
         """
         seen = store.seen.get(self.terms[self.serving].condition, 0)
-        alarm = any(found.raised for found in self.evidence.values())
-        if self.unfit and seen >= self.refit and not alarm:
-            self._refer(store, "refit", now, only=self.unfit)
+        if self.watch.unfit and seen >= self.refit and not self.watch.alarmed:
+            self._refer(store, "refit", now, only=self.watch.unfit)
 
     def _stage(self, proposal: Proposal, rows: Rows, since: float | None, now: float) -> None:
         candidate = proposal.candidate
@@ -497,99 +462,6 @@ class Deployment:
                       taken_as_is=last)  # fmt: skip
         return last
 
-    def _calibrate(
-        self,
-        examples: Examples,
-        judged: Examples,
-        why: str,
-        now: float,
-        only: Collection[str] | None = None,
-    ) -> None:
-        """Give the monitors a reference: how the serving version answers `examples`, errs on
-        `judged`. One that cannot be given any says nothing, which beats an old reference.
-        """
-        self.unfit = [name for name in self.lane.monitors if only is None or name in only]
-        self._watch = [
-            monitor.init() if monitor.name in self.unfit else state
-            for monitor, state in zip(self.lane.watch, self._watch, strict=True)
-        ]
-        self._errors = [
-            monitor.init() if monitor.name in self.unfit else state
-            for monitor, state in zip(self.lane.errors, self._errors, strict=True)
-        ]
-        if not len(examples) or not self.unfit:
-            return
-        served = self.shelf.serve(self.serving, examples.inputs)
-        for place, monitor in enumerate(self.lane.watch):
-            if monitor.name not in self.unfit:
-                continue
-            fit = partial(monitor.fit, examples.inputs, served, rate=self.plan.rate)
-            fitted = self._guarded(monitor.name, now, self._fit, monitor, examples, why, fit)
-            if fitted is not None:
-                self._watch[place] = fitted
-                self._has_reference(monitor.name)
-        errors = self.shelf.errors(self.serving, judged)["error"]
-        for place, label_monitor in enumerate(self.lane.errors):
-            if label_monitor.name not in self.unfit:
-                continue
-            fit = partial(label_monitor.fit, errors, rate=self.plan.rate)
-            fitted = self._guarded(
-                label_monitor.name, now, self._fit, label_monitor, judged, why, fit
-            )
-            if fitted is not None:
-                self._errors[place] = fitted
-                self._has_reference(label_monitor.name)
-
-    def _has_reference(self, name: str) -> None:
-        self.unfit.remove(name)
-        self.broken.discard(name)
-
-    def _fit(self, monitor: Any, examples: Examples, why: str, fit: Callable[..., Any]) -> Any:
-        """One reference for all lanes that have the same monitor, version and events.
-
-        The generator is not the lane's own, so rivals are watched by equal thresholds.
-        """
-        rng = self.plan.seeds.rng("monitor", why, self.asked, monitor.name)
-        key = (repr(monitor), self.serving, why, self.asked)
-        return self.shelf.fitted(key, examples, lambda: fit(rng=rng))
-
-    def _guarded(
-        self,
-        name: str,
-        now: float,
-        step: Callable[..., Any],
-        *args: Any,
-        kind: str = "monitor",
-        **knobs: Any,
-    ) -> Any:
-        """A part that fails is journaled once and never stops serving or causes a change."""
-        try:
-            return step(*args, **knobs)
-        except Exception as error:  # noqa: BLE001  (whatever a part does, serving goes on)
-            self.evidence.pop(name, None)
-            if name not in self.broken:
-                self.broken.add(name)
-                because = f"{name} failed and is passed over: {type(error).__name__}: {error}"
-                self._journal(f"{kind}-failed", max(now, self.past.change), because=because)
-            return None
-
-    def _note(self, found: Evidence, now: float) -> None:
-        """Keep the newest evidence; journal when an alarm rises or ends.
-
-        While an alarm stands, what it is about began no later than was first said: a window that
-        slides on forgets the beginning, and would leave ever the same few events to learn from.
-        """
-        before = self.evidence.get(found.monitor)
-        if found.raised and before is not None and before.raised and before.since is not None:
-            since = before.since if found.since is None else min(found.since, before.since)
-            found = dataclasses.replace(found, since=since)
-        self.evidence[found.monitor] = found
-        if found.raised != (before is not None and before.raised):
-            kind = "alarm" if found.raised else "clear"
-            self._journal(kind, now, because=found.because, monitor=found.monitor,
-                          value=found.value, threshold=found.threshold, n=found.n,
-                          since=found.since, age=found.age)  # fmt: skip
-
     def _journal_performance(
         self, judged: Judged, rows: Examples, fill: int | None, batch: int, now: float
     ) -> None:
@@ -615,6 +487,10 @@ class Deployment:
             self.shelf.measure(
                 self.name, tried.rung, {name: float(value) for name, value in cost.items()}
             )
+
+    def _tell(self, kind: str, now: float, **payload: Any) -> None:
+        """An entry of the watch: never before the last change, which may lie after its event."""
+        self._journal(kind, max(now, self.past.change), **payload)
 
     def _journal(
         self, kind: str, now: float, *, version: VersionId | None = None, **payload: Any
@@ -643,14 +519,11 @@ class Deployment:
             "requests": self.requests,
             "news": self.news,
             "asked": self.asked,
-            "unfit": self.unfit,
             "refit": self.refit,
             "failed": {condition: list(failed) for condition, failed in self.failed.items()},
-            "broken": sorted(self.broken),
-            "evidence": [dataclasses.asdict(found) for found in self.evidence.values()],
             "learners": sorted(self.learners),
         }
-        arrays = to_arrays({"watch": tuple(self._watch), "errors": tuple(self._errors)})
+        document["watch"], arrays = self.watch.to_state()
         for name, learner in self.learners.items():
             arrays.update({f"learner/{name}/{key}": part for key, part in learner.items()})
         return document, arrays
@@ -669,10 +542,8 @@ class Deployment:
         self.past = Past(change, -np.inf if request is None else request, events)
         self.requests, self.asked = state["requests"], state["asked"]
         self.news = state["news"]
-        self.unfit, self.refit = list(state["unfit"]), state["refit"]
+        self.refit = state["refit"]
         self.failed = {name: Failed(*failed) for name, failed in state["failed"].items()}
-        self.broken = set(state["broken"])
-        self.evidence = {found["monitor"]: Evidence(**found) for found in state["evidence"]}
         self.learners = {
             name: {
                 key.removeprefix(f"learner/{name}/"): part
@@ -681,109 +552,12 @@ class Deployment:
             }
             for name in state["learners"]
         }
-        shape = {"watch": tuple(self._watch), "errors": tuple(self._errors)}
-        monitors = from_arrays(shape, arrays)
-        self._watch, self._errors = list(monitors["watch"]), list(monitors["errors"])
+        self.watch.from_state(state["watch"], arrays)
 
     def serve_again(self, block: Block, version: VersionId) -> None:
         """Predict a block that waited for labels at the checkpoint, with what served it then."""
         served = self.shelf.serve(version, block.inputs)
         self.pending.add(block.ids, served)
-
-
-def select(lane: Lane, store: LabelledStore, since: float | None) -> Rows:
-    """The rows that stand for the present condition, and those of the old ones.
-
-    The present condition is that of the newest labelled event, by slow control's name for it,
-    from `since` on. Where slow control has one name for all, the rows before `since` are the old
-    condition.
-    """
-    name = newest_condition(store)
-    fresh, new = present(lane, store, Term(name, since))
-    old = {
-        other: _rows(store.held_out, Term(other), lane.judged)
-        for other in store.held_out.conditions
-        if other != name
-    }
-    if name == "all" and len(new):
-        earlier = _rows(store.held_out, Term(name, None, float(new.times.min())), lane.judged)
-        if len(earlier):
-            old[BEFORE] = earlier
-    return Rows(condition=name, fresh=fresh, new=new, old=old)
-
-
-def newest_condition(store: LabelledStore) -> str:
-    """Slow control's name for the newest labelled event, "all" where nothing is labelled yet."""
-    newest = store.training.newest(1)
-    return str(newest.conditions[0]) if len(newest) else "all"
-
-
-def present(lane: Lane, store: LabelledStore, term: Term) -> tuple[Examples, Examples]:
-    """Rows of a term to learn from, and held-out ones to judge on."""
-    return _rows(store.training, term, lane.fresh), _rows(store.held_out, term, lane.judged)
-
-
-def _rows(view: View, term: Term, limit: int) -> Examples:
-    rows = view.condition(term.condition)
-    keep = np.ones(len(rows), np.bool_)
-    if term.since is not None:
-        keep &= rows.times >= term.since
-    if term.until is not None:
-        keep &= rows.times < term.until
-    where = np.flatnonzero(keep)[-limit:]
-    return rows if len(where) == len(rows) else rows.take(where)
-
-
-def in_order(parts: list[Examples]) -> Examples:
-    """All parts as one, in order of event ids, which is that of time."""
-    joined = Examples.join(parts)
-    return joined.take(np.argsort(joined.ids, kind="stable")) if len(joined) else joined
-
-
-def stretches(
-    conditions: NDArray[np.str_], fills: NDArray[np.int64]
-) -> list[tuple[int | None, Index]]:
-    """Where the events of each fill and condition are, with the number of the fill if known."""
-    if np.all(conditions == conditions[0]) and np.all(fills == fills[0]):
-        return [(None if fills[0] == NO_FILL else int(fills[0]), slice(None))]
-    _, names = np.unique(conditions, return_inverse=True)
-    pairs = np.stack([names.reshape(-1), fills])
-    kinds, first, which = np.unique(pairs, axis=1, return_index=True, return_inverse=True)
-    return [
-        (
-            None if kinds[1, kind] == NO_FILL else int(kinds[1, kind]),
-            np.flatnonzero(which.reshape(-1) == kind),
-        )
-        for kind in np.argsort(first)
-    ]
-
-
-def reliability(std: Array, away: Array, bins: int = 5) -> list[dict[str, float]]:
-    """Stated against observed deviation in `bins` of equal size by stated deviation.
-
-    `stated`: mean of std; `observed`: 68.27 % quantile of |residual|, which equals the standard
-    deviation for Gaussian residuals and is not ruled by the few events that are wholly wrong.
-    """
-    if not len(std):
-        return []
-    order = np.argsort(std, kind="stable")
-    return [
-        {
-            "stated": float(std[part].mean()),
-            "observed": _quantile(away[part], 0.6827),
-            "n": len(part),
-        }
-        for part in np.array_split(order, min(bins, len(std)))
-    ]
-
-
-def _quantile(values: Array, share: float) -> float:
-    """What `numpy.quantile` gives, without its overhead (ten times this for a hundred values)."""
-    rising = np.sort(values)
-    place = share * (len(values) - 1)
-    low = int(place)
-    high = min(low + 1, len(values) - 1)
-    return float(rising[low] + (rising[high] - rising[low]) * (place - low))
 
 
 def _number(value: float) -> float | None:

@@ -15,8 +15,9 @@ from stillfit.core.errors import RegistryError
 from stillfit.core.events import Block, Event, Examples, Labels, Notice
 from stillfit.core.values import Served
 from stillfit.decisions.windows import WindowState
-from stillfit.loop.deployment import NO_FILL, Deployment
+from stillfit.loop.deployment import Deployment
 from stillfit.loop.plan import Plan
+from stillfit.loop.selection import NO_FILL
 from stillfit.loop.shelf import Shelf
 from stillfit.registry import Checkpoint, Entry, Registry
 from stillfit.streams.contract import Stream
@@ -71,7 +72,7 @@ def take(house: House, event: Event) -> Step:
             waiting = house.wait(event)
             for lane in house.lanes:
                 served[lane.name] = lane.serve(event, waiting)
-                lane.watch(event, served[lane.name])
+                lane.watch.block(event, served[lane.name])
                 lane.pending.forget_before(house.joiner.oldest)
         case Labels():
             examples, fills = house.join(event)
