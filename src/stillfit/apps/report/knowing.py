@@ -145,7 +145,7 @@ def flag_sentence(summary: Summary) -> str:
     both = [lead for lead in changes if lead.earlier is not None]
     parts = [
         f"“{lead.condition}” ({count(abs(lead.earlier or 0), 'event')}"
-        f"{' after' if (lead.earlier or 0) < 0 else ''})"
+        f"{' after' if (lead.earlier or 0) < 0 else ' before'})"
         for lead in both
     ]
     text = f"Of {count(len(changes), 'change')} in lane {name}, "
