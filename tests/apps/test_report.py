@@ -499,8 +499,8 @@ def test_the_sentence_says_how_many_events_earlier_and_what_the_flag_did_not_see
     assert flag_sentence(season) == (
         "Of 7 changes in lane frozen, the flag of the stated uncertainty rose 1\u2009600 events "
         "before late labels (median): “inner barrel resolution” (3\u2009400 events before) and "
-        "“quality word” (200 events after); late labels alone told of “barrel shifted 2 mm” and “ageing”; "
-        "the flag alone of “layer 1 tripped”; no new alarm at 1 change."
+        "“quality word” (200 events after); late labels alone told of “barrel shifted 2 mm” "
+        "and “ageing”; the flag alone of “layer 1 tripped”; no new alarm at 1 change."
     )
     assert flag_sentence(season) in paragraphs(season)
     alone = {"frozen": Lane(title="Alone", fills=())}
