@@ -12,7 +12,7 @@ from stillfit.core.events import Examples
 from stillfit.models.model import Architecture, Model
 from stillfit.models.networks import MLP
 from stillfit.models.task import Classification, Regression
-from stillfit.models.training import Prepared, Schedule, joined, shuffled, train
+from stillfit.models.training import Guide, Prepared, Schedule, joined, shuffled, train
 
 
 def examples(n=300, seed=0, classes=False):
@@ -142,14 +142,40 @@ def test_a_strong_penalty_holds_the_weights():
     shown = model()
     anchor = [p.detach().clone() for p in shown.network.parameters()]
 
-    def penalty(network):
-        pairs = zip(network.parameters(), anchor, strict=True)
-        return 1e6 * sum(((p - a) ** 2).sum() for p, a in pairs)
+    class Held(Guide):
+        def penalty(self, network, inputs):
+            pairs = zip(network.parameters(), anchor, strict=True)
+            return 1e6 * sum(((p - a) ** 2).sum() for p, a in pairs)
 
     draw = shuffled(Prepared.of(shown, examples()), 50, np.random.default_rng(0))
-    run(shown, draw, Schedule(steps=100, rate=0.01), penalty=penalty)
+    run(shown, draw, Schedule(steps=100, rate=0.01), guide=Held())
     for parameter, first in zip(shown.network.parameters(), anchor, strict=True):
         assert (parameter - first).abs().max().item() < 0.01
+
+
+def test_a_guide_is_asked_in_order_and_may_change_gradients_and_parameters():
+    shown = model()
+    before = shown.weights()
+    called = []
+
+    class Masked(Guide):
+        def penalty(self, network, inputs):
+            called.append(("penalty", inputs["x"].shape[0]))
+
+        def before(self, network):
+            called.append(("before", all(p.grad is not None for p in network.parameters())))
+            network.layers[1].weight.grad.zero_()
+
+        def after(self, network):
+            called.append(("after", None))
+            with torch.no_grad():
+                network.layers[3].bias.fill_(7.0)
+
+    draw = shuffled(Prepared.of(shown, examples()), 50, np.random.default_rng(0))
+    run(shown, draw, Schedule(steps=2), guide=Masked())
+    assert called == [("penalty", 50), ("before", True), ("after", None)] * 2
+    np.testing.assert_array_equal(shown.weights()["layers.1.weight"], before["layers.1.weight"])
+    assert (shown.weights()["layers.3.bias"] == 7.0).all()
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_with_finite_weights():

@@ -18,9 +18,25 @@ from stillfit.core.events import Examples
 from stillfit.models import uncertain
 from stillfit.models.model import CHUNK, Model
 from stillfit.models.networks import copy_network
-from stillfit.models.tensors import tensors
+from stillfit.models.tensors import Tensors, tensors
 
-Penalty: TypeAlias = Callable[[nn.Module], Tensor]
+
+class Guide:
+    """What steers a training besides the task's loss: penalties, masks, importance on the way.
+
+    A guide may change with the steps, so it serves one training. Its verbs do nothing here; a
+    strategy overrides those that it needs. They are called at every step, in this order.
+    """
+
+    def penalty(self, network: nn.Module, inputs: Tensors) -> Tensor | None:
+        """A scalar added to the loss of the batch of prepared `inputs`, or None."""
+        return None
+
+    def before(self, network: nn.Module) -> None:
+        """The gradients of loss and penalty lie in `.grad`, not yet clipped; may change them."""
+
+    def after(self, network: nn.Module) -> None:
+        """The step was taken; may change the parameters (hold masks, say)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +115,12 @@ def train(
     model: Model,
     draw: Drawing,
     schedule: Schedule,
-    penalty: Penalty | None = None,
+    guide: Guide | None = None,
     rates: Mapping[str, float] | None = None,
 ) -> Iterator[float]:
     """Train `model.network` in place; yields the loss of each step.
 
-    `draw(step)` gives prepared inputs and targets of a batch. `penalty(network)` is added to the
-    loss. `rates`: factors on the learning rate by prefix of the parameter's name, or of its end
+    `draw(step)` gives prepared inputs and targets of a batch. `guide`: see `Guide`. `rates`: factors on the learning rate by prefix of the parameter's name, or of its end
     inside a wrapper ("calibration" is "network.calibration" too), of which the longest counts;
     0 freezes. What the network itself draws (dropout) comes from torch's global generator: seed
     it around, as `fit` does.
@@ -127,15 +142,21 @@ def train(
                 for group, rate in zip(optimiser.param_groups, base, strict=True):
                     group["lr"] = rate * factor
             inputs, targets = draw(step)
-            loss = uncertain.loss(model.task, network, tensors(inputs), tensors(targets))
+            given = tensors(inputs)
+            loss = uncertain.loss(model.task, network, given, tensors(targets))
+            penalty = None if guide is None else guide.penalty(network, given)
             if penalty is not None:
-                loss = loss + penalty(network)
+                loss = loss + penalty
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+            if guide is not None:
+                guide.before(network)
             if not bool(torch.isfinite(nn.utils.clip_grad_norm_(parameters, schedule.clip))):
                 yield math.inf
                 return
             optimiser.step()
+            if guide is not None:
+                guide.after(network)
             yield float(loss.detach())
     finally:
         network.eval()
@@ -175,13 +196,14 @@ def fit(
     *,
     batches: np.random.Generator | None = None,
     rates: Mapping[str, float] | None = None,
+    guide: Guide | None = None,
     told: Callable[[float], None] = lambda loss: None,
 ) -> int:
     """Train `model.network` in place and finish it (`Uncertain.finish`); returns the steps taken.
 
     `data`: events, or parts that share each batch. `rng` seeds torch's generator for what the
     network draws itself (dropout), shuffles unless `batches` does, and serves `finish`: the same
-    generator gives the same weights. `rates`: see `train`. `told` hears the loss of each step.
+    generator gives the same weights. `rates`, `guide`: see `train`. `told` hears the loss of each step.
 
     Fewer steps than asked for were taken when the loss diverged; then nothing is finished. A
     network of several parts is finished on as many events as can be had at the parts' shares of
@@ -194,7 +216,7 @@ def fit(
         torch.manual_seed(int(rng.integers(2**62)))
         draw = joined([shuffled(part.data, part.rows, batches or rng) for part in parts])
         steps = 0
-        for loss in train(model, draw, schedule, rates=rates):
+        for loss in train(model, draw, schedule, guide, rates):
             steps += math.isfinite(loss)
             told(loss)
         if isinstance(network, uncertain.Uncertain) and steps == schedule.steps:
