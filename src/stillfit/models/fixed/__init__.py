@@ -1,0 +1,1 @@
+"""Fixed-point networks: fake quantisation for training, and exact models in whole numbers."""
