@@ -1,0 +1,18 @@
+"""Replay: learn on with remembered, or remembered and generated, events."""
+
+from stillfit.updaters.replay.buffer import Buffer, pack, unpack
+from stillfit.updaters.replay.experience import Replay
+from stillfit.updaters.replay.keep import Hard, Held, Keep, Reservoir, Ring, reservoir_slots
+
+__all__ = [
+    "Buffer",
+    "Hard",
+    "Held",
+    "Keep",
+    "Replay",
+    "Reservoir",
+    "Ring",
+    "pack",
+    "reservoir_slots",
+    "unpack",
+]
