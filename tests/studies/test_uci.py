@@ -34,7 +34,7 @@ NINE = (
     "wine-quality-red",
     "yacht",
 )
-QUICK = Recipe(steps=40, decays=(0.01, 0.1), folds=2, repeats=1, together=2)
+QUICK = Recipe(epochs=40, decays=(0.01, 0.1), folds=2, repeats=1, together=2)
 
 
 def rows(n, seed=0):
@@ -325,7 +325,7 @@ def test_the_search_reads_the_training_part_alone():
     poisoned = table.y.copy()
     poisoned[held] = 1e9
     other = Table("toy", table.x, poisoned, table.train, table.test, 6)
-    recipe = Recipe(steps=10, decays=(0.01, 0.1), folds=2, repeats=2)
+    recipe = Recipe(epochs=10, decays=(0.01, 0.1), folds=2, repeats=2)
     found = [search(t, t.train[0], recipe, Seeds(3)) for t in (table, other)]
     assert found[0] == found[1]
     assert [one.decay for one in found[0]] == [0.01, 0.1]
@@ -430,7 +430,7 @@ def test_rows_of_another_recipe_or_other_data_do_not_mix(folder, tmp_path):
     out = tmp_path / "out"
     run(folder, out)
     with pytest.raises(ConfigError, match=r"holds a study with recipe = .*give another --out"):
-        run(folder, out, recipe=Recipe(**{**vars(QUICK), "steps": 41}))
+        run(folder, out, recipe=Recipe(**{**vars(QUICK), "epochs": 41}))
     data = rows(60)
     data[0, 0] += 1e-6
     np.savetxt(folder / "yacht" / "data.txt", data)

@@ -32,34 +32,37 @@ WORST = -1e30  # the score of a candidate that diverged
 class Recipe:
     """The fixed recipe of the study: what is decided beforehand, and what each split decides.
 
-    Sets of up to `small` training rows: `steps` of Adam on batches of `batch` rows; larger ones
+    Sets of up to `small` training rows: `epochs` of Adam on batches of `batch` rows; larger ones
     `steps_large` of `batch_large`. `rate` falls to zero along a half cosine. The strength of the
     weight decay (factor on the sum of squared weights, beside the mean loss per row) is chosen per
-    split from `decays`: small sets by `folds`-fold cross-validation of the training part, larger
-    ones on a share `held_out` of it. `repeats`: networks per candidate, whose mixture is judged
-    too, for methods of several members. The same share `held_out` gives every method its factor on
-    the standard deviation, before it is trained again on all rows. `together`: splits whose
-    networks are trained side by side, and end together.
+    split: small sets from `decays` by `folds`-fold cross-validation of the training part, larger
+    ones from `decays_large` on a share `held_out` of it. `repeats`: networks per candidate, whose
+    mixture is judged too, for methods of several members. The same share `held_out` gives every
+    method its factor on the standard deviation, before it is trained again on all rows.
+    `together`: splits whose networks are trained side by side, and end together.
     """
 
-    decays: tuple[float, ...] = (3e-3, 1e-2, 3e-2, 1e-1)
-    steps: int = 2000
+    decays: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+    epochs: int = 500
     batch: int = 64
     rate: float = 0.02
     small: int = 2000
+    # A prior of the weights counts for less the more rows there are.
+    decays_large: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
     steps_large: int = 8000
     batch_large: int = 256
     rate_large: float = 0.01
-    folds: int = 4
-    repeats: int = 2
+    folds: int = 3
+    repeats: int = 4
     held_out: float = 0.2
     together: int = 20
     seed: int = 1
 
     def schedule(self, rows: int) -> Schedule:
-        """How a network is trained on a set whose training parts have `rows` rows."""
+        """How a network is trained on `rows` rows."""
         if rows <= self.small:
-            return Schedule(steps=self.steps, batch=self.batch, rate=self.rate, clip=1.0)
+            steps = self.epochs * rows // min(self.batch, rows)
+            return Schedule(steps=steps, batch=self.batch, rate=self.rate, clip=1.0)
         return Schedule(
             steps=self.steps_large, batch=self.batch_large, rate=self.rate_large, clip=1.0
         )
@@ -87,20 +90,22 @@ def search(table: Table, rows: Rows, recipe: Recipe, seeds: Seeds) -> list[Candi
     """
     likelihood = BetaGaussian()
     small = len(rows) <= recipe.small
+    decays = recipe.decays if small else recipe.decays_large
     parts = recipe.parts(len(rows), seeds.rng("folds"), recipe.folds if small else 1)
     plain = with_head(MLP(table.x.shape[1], [table.hidden]), likelihood)
-    places = list(itertools.product(recipe.decays, range(recipe.repeats), range(len(parts))))
+    places = list(itertools.product(decays, range(recipe.repeats), range(len(parts))))
     jobs = [
         drawn(
             plain, table, rows[parts[fold][0]], decay, seeds.integer("start", str(decay), k, fold)
         )
         for decay, k, fold in places
     ]
-    finite = fit_together(jobs, table, recipe.schedule(len(rows)), seeds.rng("fit"))
+    schedule = recipe.schedule(min(len(inside) for inside, _ in parts))
+    finite = fit_together(jobs, table, schedule, seeds.rng("fit"))
     raw = dict(zip(places, (_raw(job, table, rows) for job in jobs), strict=True))
     truth = np.concatenate([table.y[rows[held]] for _, held in parts])
     found = []
-    for decay in recipe.decays:
+    for decay in decays:
         own = torch.stack(
             [
                 torch.cat([raw[decay, k, f][held] for f, (_, held) in enumerate(parts)])
