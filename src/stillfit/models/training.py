@@ -25,8 +25,12 @@ class Guide:
     """What steers a training besides the task's loss: penalties, masks, importance on the way.
 
     A guide may change with the steps, so it serves one training. Its verbs do nothing here; a
-    strategy overrides those that it needs. They are called at every step, in this order.
+    strategy overrides those that it needs. `begin` is called once, the others at every step, in
+    this order.
     """
+
+    def begin(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        """The training starts; `optimiser` will take its steps: its rates and state may be read."""
 
     def penalty(self, network: nn.Module, inputs: Tensors) -> Tensor | None:
         """A scalar added to the loss of the batch of prepared `inputs`, or None."""
@@ -120,10 +124,11 @@ def train(
 ) -> Iterator[float]:
     """Train `model.network` in place; yields the loss of each step.
 
-    `draw(step)` gives prepared inputs and targets of a batch. `guide`: see `Guide`. `rates`: factors on the learning rate by prefix of the parameter's name, or of its end
-    inside a wrapper ("calibration" is "network.calibration" too), of which the longest counts;
-    0 freezes. What the network itself draws (dropout) comes from torch's global generator: seed
-    it around, as `fit` does.
+    `draw(step)` gives prepared inputs and targets of a batch. `guide`: see `Guide`. `rates`:
+    factors on the learning rate by prefix of the parameter's name, or of its end inside a wrapper
+    ("calibration" is "network.calibration" too), of which the longest counts; 0 freezes. What the
+    network itself draws (dropout) comes from torch's global generator: seed it around, as `fit`
+    does.
     A loss that is not finite ends the training: the gates will see a candidate that is no better.
     """
     network = model.network
@@ -135,6 +140,8 @@ def train(
     base = [group["lr"] for group in optimiser.param_groups]
     parameters = [parameter for group in groups for parameter in group["params"]]
     network.train()
+    if guide is not None:
+        guide.begin(network, optimiser)
     try:
         for step in range(schedule.steps):
             if schedule.cosine:
@@ -203,7 +210,8 @@ def fit(
 
     `data`: events, or parts that share each batch. `rng` seeds torch's generator for what the
     network draws itself (dropout), shuffles unless `batches` does, and serves `finish`: the same
-    generator gives the same weights. `rates`, `guide`: see `train`. `told` hears the loss of each step.
+    generator gives the same weights. `rates`, `guide`: see `train`. `told` hears the loss of each
+    step.
 
     Fewer steps than asked for were taken when the loss diverged; then nothing is finished. A
     network of several parts is finished on as many events as can be had at the parts' shares of
