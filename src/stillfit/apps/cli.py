@@ -29,6 +29,7 @@ from stillfit.apps.command import (
     Store,
     command,
 )
+from stillfit.apps.memory import keep_freed_memory
 from stillfit.apps.uncertainty import uncertainty
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A terminal that cannot show ± or a reason's letters shows something else instead.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    keep_freed_memory()
     try:
         app(args=None if arguments is None else list(arguments))
     except SystemExit as end:

@@ -191,11 +191,7 @@ def _ordered_pairs(ranks, truth, edges):  # type: ignore[no-untyped-def]
 
     Ties count half. Of all tracks and of those within each group: (1 + groups,).
     """
-    tracks = np.empty(len(ranks), np.int64)  # rank from 0, group (7 bits) and truth (1 bit)
-    for group in range(1, len(edges)):
-        for i in range(edges[group - 1], edges[group]):
-            tracks[i] = (np.int64(ranks[i]) + 2**31) << 8 | group << 1 | np.int64(truth[i])
-    tracks = _sorted_by_rank(tracks)
+    tracks = _sorted_by_rank(ranks, truth, edges)
     # Entry 0 is of all tracks. Halves of pairs; others of lower and of the present rank.
     halves, below = np.zeros(len(edges), np.int64), np.zeros(len(edges), np.int64)
     equal = np.zeros(len(edges), np.int64)
@@ -230,19 +226,34 @@ def _ordered_pairs(ranks, truth, edges):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _sorted_by_rank(tracks):  # type: ignore[no-untyped-def]
-    """Radix sort by bits 8 to 40, eleven at a time: five times as fast as comparing."""
-    for shift in (8, 19, 30):
-        place = np.zeros(2049, np.int64)
+def _sorted_by_rank(ranks, truth, edges):  # type: ignore[no-untyped-def]
+    """Rank from 0, group (7 bits) and truth (1 bit) of each track, rising by rank.
+
+    Radix sort by eleven bits at a time: five times as fast as comparing. All digits are counted in
+    one pass, and one that is the same for all tracks is passed over.
+    """
+    lowest = np.int64(2**31)
+    for rank in ranks:
+        lowest = min(lowest, np.int64(rank))
+    tracks = np.empty(len(ranks), np.int64)
+    place = np.zeros((3, 2049), np.int64)
+    for group in range(1, len(edges)):
+        for i in range(edges[group - 1], edges[group]):
+            rank = np.int64(ranks[i]) - lowest
+            place[0, (rank & 2047) + 1] += 1
+            place[1, ((rank >> 11) & 2047) + 1] += 1
+            place[2, (rank >> 22) + 1] += 1
+            tracks[i] = rank << 8 | group << 1 | np.int64(truth[i])
+    moved = np.empty_like(tracks)
+    for digit in range(3):
+        if place[digit].max() == len(tracks):
+            continue
+        first, shift = np.cumsum(place[digit]), 8 + 11 * digit
         for track in tracks:
-            place[((track >> shift) & 2047) + 1] += 1
-        place = np.cumsum(place)
-        moved = np.empty_like(tracks)
-        for track in tracks:
-            digit = (track >> shift) & 2047
-            moved[place[digit]] = track
-            place[digit] += 1
-        tracks = moved
+            d = (track >> shift) & 2047
+            moved[first[d]] = track
+            first[d] += 1
+        tracks, moved = moved, tracks
     return tracks
 
 

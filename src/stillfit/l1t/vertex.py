@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -170,16 +171,24 @@ def event_balanced_accuracy(association: Ragged, is_pv: Ragged) -> NDArray[np.fl
 
     An event without one of the two kinds has the share of the other; without tracks, 1.
     """
-    truth = is_pv.values > 0
-    events, n = is_pv.events, len(is_pv)
-    right = (association.values >= 0.5) == truth
-    shares, kinds = np.zeros(n), np.zeros(n)
-    for kind in (truth, ~truth):
-        size = np.bincount(events[kind], minlength=n)
-        good = np.bincount(events[kind & right], minlength=n)
-        shares += good / np.maximum(size, 1)
-        kinds += size > 0
-    return np.where(kinds > 0, shares / np.maximum(kinds, 1), 1.0)
+    return np.asarray(_balanced(association.values, is_pv.values, is_pv.offsets))
+
+
+@numba.njit(cache=True)
+def _balanced(association, is_pv, offsets):  # type: ignore[no-untyped-def]
+    accuracy = np.empty(len(offsets) - 1)
+    for event in range(len(accuracy)):
+        size, good = np.zeros(2, np.int64), np.zeros(2, np.int64)
+        for i in range(offsets[event], offsets[event + 1]):
+            kind = 1 if is_pv[i] > 0 else 0
+            size[kind] += 1
+            good[kind] += (association[i] >= 0.5) == (is_pv[i] > 0)
+        share, kinds = 0.0, 0
+        for kind in (1, 0):
+            share += good[kind] / max(size[kind], 1)
+            kinds += size[kind] > 0
+        accuracy[event] = share / kinds if kinds else 1.0
+    return accuracy
 
 
 def ragged_column(arrays: Arrays, name: str) -> Ragged:
