@@ -66,7 +66,9 @@ class Buffer:
         made._pages = Pages.from_arrays(flat, keep.capacity, bits)
         cuts = np.split(order, np.cumsum(lengths)[:-1])
         made._set(Held(dict(zip(counts, cuts, strict=True)), counts))
-        made._free = np.setdiff1d(np.arange(made._pages.n), order)
+        free = np.ones(made._pages.n, np.bool_)
+        free[order] = False
+        made._free = np.flatnonzero(free)
         return made
 
     def to_arrays(self) -> dict[str, Array]:

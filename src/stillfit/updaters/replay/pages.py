@@ -228,6 +228,7 @@ class Pages:
         self.n = 0  # rows that were ever written to: those before it exist
         self._pages: list[dict[str, Stored]] = []
         self._own: list[bool] = []
+        self._columns: dict[str, None] = {}
 
     @classmethod
     def from_arrays(cls, flat: Mapping[str, Array], capacity: int, bits: Bits = 0) -> Pages:
@@ -243,6 +244,7 @@ class Pages:
             made._pages.append(page)
             made._own.append(False)
             made.n += len(page["ids"].values)
+            made._columns.update(dict.fromkeys(names))
         return made
 
     def to_arrays(self) -> dict[str, Array]:
@@ -259,7 +261,7 @@ class Pages:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns."""
-        return tuple(dict.fromkeys(name for page in self._pages for name in page))
+        return tuple(self._columns)
 
     def put(self, rows: Places, columns: Arrays) -> None:
         """Write events to rows; a row is at most the number of rows that exist (then it is new).
@@ -270,6 +272,7 @@ class Pages:
         if not len(rows):
             return
         self.n = max(self.n, int(rows.max()) + 1)
+        self._columns.update(dict.fromkeys(columns))
         page_of = rows // PAGE
         pages = np.unique(page_of)
         for number in pages.tolist():
