@@ -27,6 +27,7 @@ from stillfit.loop.proposals import (
     first_provenance,
     stored_errors,
 )
+from stillfit.loop.remembered import Remembered
 from stillfit.loop.selection import (
     BEFORE,
     Term,
@@ -41,6 +42,7 @@ from stillfit.loop.selection import (
 from stillfit.loop.shelf import Shelf
 from stillfit.loop.watching import Watch
 from stillfit.registry import Entry, Writer
+from stillfit.streams.joining import Joiner
 from stillfit.streams.store import LabelledStore, is_held_out
 from stillfit.updaters.contract import Learner, Updater
 
@@ -195,8 +197,11 @@ class Deployment:
 
     # -- decide -----------------------------------------------------------------------------------
 
-    def decide(self, store: LabelledStore, now: float) -> None:
-        """Judge the probation; ask the policy; on a request, climb the ladder."""
+    def decide(self, store: LabelledStore, joiner: Joiner, now: float) -> None:
+        """Judge the probation; ask the policy; on a request, climb the ladder.
+
+        `joiner` has the events whose labels have not come.
+        """
         if self.baking is not None:
             self._bake(now)
         self._refit(store, now)
@@ -234,7 +239,7 @@ class Deployment:
                 # Of the time before a change without a name the serving version is the memory.
                 remembered={BEFORE: self.serving, **self.remembered},
                 learners=self.learners,
-                memory=store.training,
+                memory=Remembered(store.training, joiner, self.plan.keeping),
             ),
             lambda rung: self._rng("request", self.requests, rung),
             report,

@@ -147,7 +147,7 @@ class House:
             return
         self.fresh = False
         for lane in self.lanes:
-            lane.decide(self.store, self.clock.now)
+            lane.decide(self.store, self.joiner, self.clock.now)
             lane.switch(self.window, self.clock.now, self.store)
 
     def tick(self, event: Event) -> float:

@@ -105,6 +105,13 @@ class Joiner:
         """The blocks that wait, oldest first."""
         return [entry.block for entry in self._waiting]
 
+    def unlabelled(self) -> list[Block]:
+        """The events that wait for a label, in blocks, oldest first."""
+        return [
+            entry.block if entry.open.all() else entry.block.take(np.flatnonzero(entry.open))
+            for entry in self._waiting
+        ]
+
     def add(self, block: Block) -> None:
         """Remember a block until its labels come."""
         if not len(block):

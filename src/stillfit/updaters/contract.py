@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,18 @@ class Memory(Protocol):
 
     def window(self, since: float) -> Examples:
         """What was seen at or after `since` (s)."""
+        ...
+
+
+@runtime_checkable
+class Unlabelled(Protocol):
+    """A memory that has events without labels too, as the loop's has; ask with `isinstance`."""
+
+    def unlabelled(self, condition: str, limit: int) -> Examples:
+        """The newest `limit` events of a condition whose labels have not come, and may never.
+
+        Without targets, in order of arrival; none that gates will judge on.
+        """
         ...
 
 
