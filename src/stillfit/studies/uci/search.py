@@ -42,8 +42,8 @@ class Recipe:
     `together`: splits whose networks are trained side by side, and end together.
     """
 
-    decays: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-    epochs: int = 500
+    decays: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+    epochs: int = 300
     batch: int = 64
     rate: float = 0.02
     small: int = 2000
@@ -53,7 +53,7 @@ class Recipe:
     batch_large: int = 256
     rate_large: float = 0.01
     folds: int = 3
-    repeats: int = 4
+    repeats: int = 3
     held_out: float = 0.2
     together: int = 20
     seed: int = 1
