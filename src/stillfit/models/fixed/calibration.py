@@ -68,7 +68,7 @@ def _best(values: NDArray[np.float64], width: int, method: Method, signed: bool 
 
 
 def fit_quantiser(quantiser: Quantiser, values: Tensor, method: Method = "mse") -> None:
-    """Move the range of a quantiser to what `values` need; its width stays."""
+    """Move the range of a quantiser to what `values` need; its width stays (but for `finest`)."""
     rows = values.detach().double().cpu()
     channels = len(quantiser.k)
     if channels > 1:
@@ -78,7 +78,14 @@ def fit_quantiser(quantiser: Quantiser, values: Tensor, method: Method = "mse") 
     if len(rows) > ROWS:  # evenly, so that the same data give the same format
         rows = rows[torch.linspace(0, len(rows) - 1, ROWS).long()]
     if len(rows):
-        quantiser.set_format(best_format(rows.numpy(), quantiser.format.width, method=method))
+        width = quantiser.format.width if quantiser.finest is None else quantiser.bits
+        fmt = best_format(rows.numpy(), width, method=method, signed=quantiser.signed)
+        if quantiser.finest is not None:
+            f = [min(pair) for pair in zip(fmt.f, quantiser.finest, strict=True)]
+            fmt = Format.channels(
+                fmt.k, [max(i, 1 - k - b) for k, i, b in zip(fmt.k, fmt.i, f, strict=True)], f
+            )
+        quantiser.set_format(fmt)
 
 
 def fit_parameters(layer: FixedLayer, method: Method = "mse") -> None:

@@ -197,9 +197,14 @@ def requantise(
     overflow: Overflow = "saturate",
     axis: int = -1,
 ) -> Codes:
-    """Codes at `fraction` bits (one number, or one of each channel) in another format."""
+    """Codes at `fraction` bits in another format.
+
+    `fraction`: one number, one of each channel, or an array that broadcasts to the codes.
+    """
     _fits(fmt, codes.shape, axis)
-    given = along(np.atleast_1d(np.asarray(fraction)).tolist(), codes.ndim, axis)
+    given = np.asarray(fraction, np.int64)
+    if given.ndim < 2:
+        given = along(np.atleast_1d(given).tolist(), codes.ndim, axis)
     by = along(fmt.f, codes.ndim, axis) - given
     return fold(shifted(codes, by, rounding), fmt, overflow=overflow, axis=axis)
 

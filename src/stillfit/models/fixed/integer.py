@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import nn
 
 from stillfit.core.arrays import Array
 from stillfit.core.errors import ConfigError, DataError, ShapeError
+from stillfit.models.fixed.compiled import ROUNDS, Compiled, Program, Quantising
 from stillfit.models.fixed.formats import (
     Codes,
     Format,
@@ -39,6 +40,11 @@ class Flow(NamedTuple):
 
     codes: Codes
     fraction: Fractions
+
+    @property
+    def axis(self) -> int:
+        """Where the channels lie: before the positions, where there are such."""
+        return -1 if self.codes.ndim < 3 else -2
 
 
 class Step(Protocol):
@@ -68,7 +74,7 @@ class Requantise:
     def __call__(self, flow: Flow) -> Flow:
         codes = requantise(
             flow.codes,
-            flow.fraction,
+            along(flow.fraction.tolist(), flow.codes.ndim, flow.axis),
             self.format,
             rounding=self.rounding,
             overflow=self.overflow,
@@ -200,6 +206,7 @@ class IntegerNetwork:
 
     steps: tuple[Step, ...]
     front: nn.Module | None = None
+    compiled: Compiled | None = None
 
     @property
     def input(self) -> Requantise:
@@ -244,18 +251,26 @@ class IntegerNetwork:
         if codes.dtype.kind not in "iu":
             raise DataError(f"codes must be whole numbers, got {codes.dtype}; call encode first")
         start = self.input.format.f if fraction is None else fraction
-        flow = Flow(codes.astype(np.int64), np.atleast_1d(np.asarray(start, np.int64)))
+        given = np.atleast_1d(np.asarray(start, np.int64))
+        if self.compiled is not None:
+            if codes.ndim != 2 or codes.shape[1] != self.compiled.inputs:
+                raise ShapeError(
+                    f"the network takes codes (n, {self.compiled.inputs}), got {codes.shape}"
+                )
+            own = np.array(self.input.format.f, np.int64)
+            out = self.compiled.fed(own, given).run(codes)
+            return Flow(out, self.fraction)
+        flow = Flow(codes.astype(np.int64), given)
         for step in self.steps:
             flow = step(flow)
         return flow
 
     def __call__(self, x: ArrayLike) -> NDArray[np.float64]:
         """Real outputs of real inputs, through whole numbers."""
-        codes, fraction = self.run(self.encode(x))
-        axis = -1 if codes.ndim == 2 else -2
-        out: NDArray[np.float64] = np.ldexp(
-            codes.astype(np.float64), -along(fraction.tolist(), codes.ndim, axis)
-        )
+        flow = self.run(self.encode(x))
+        codes = flow.codes.astype(np.float64)
+        steps = along(flow.fraction.tolist(), codes.ndim, flow.axis)
+        out: NDArray[np.float64] = np.ldexp(codes, -steps)
         return out
 
 
@@ -275,7 +290,51 @@ def integer(network: nn.Module, name: str = "the network") -> IntegerNetwork:
         steps += _steps(layer, f"{name}.{key}" if key else name)
     if not any(isinstance(step, Dense) for step in steps):
         raise ConfigError(f"{name} has no fixed-point layer; convert it first (models.fixed)")
-    return IntegerNetwork(tuple(steps), front)
+    return IntegerNetwork(tuple(steps), front, _compiled(steps))
+
+
+def _compiled(steps: Sequence[Step]) -> Compiled | None:
+    """The chain as a program, where all its steps are dense layers with ReLU and quantisers."""
+    if not all(type(step) in (Dense, Relu, Requantise) for step in steps):
+        return None
+    layers: list[tuple[Requantise, Dense | None, bool]] = []  # with: is there a ReLU after it?
+    for step in steps:
+        if isinstance(step, Dense):
+            layers.append((step.input, step, False))
+        elif isinstance(step, Requantise):
+            layers.append((step, None, False))
+        elif not layers or layers[-1][1] is None:
+            return None
+        else:
+            layers[-1] = (*layers[-1][:2], True)
+    fraction = np.array(layers[0][0].format.f, np.int64)
+    bits, width = [], layers[0][0].format.width + 1
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in Program._fields}
+    size = layers[0][1].weight.shape[1] if layers[0][1] is not None else len(fraction)
+    for quantiser, layer, relu in layers:
+        rows = Quantising(
+            format=quantiser.format,
+            fraction=fraction,
+            rounding=quantiser.rounding,
+            overflow=quantiser.overflow,
+            inputs=size,
+        ).rows()
+        for name, row in zip(("by", "low", "high", "up"), rows, strict=True):
+            parts[name].append(row)
+        bits.append(width)
+        outputs = 0 if layer is None else len(layer.weight)
+        wrap = quantiser.overflow == "wrap"
+        parts["sizes"].append(np.array([[size, outputs]]))
+        parts["modes"].append(np.array([[ROUNDS[quantiser.rounding], wrap, relu]]))
+        if layer is None:
+            fraction, width = np.array(quantiser.format.f, np.int64), quantiser.format.width + 1
+        else:
+            weight, bias = layer.at_sum
+            parts["weights"].append(weight.ravel())
+            parts["bias"].append(bias)
+            fraction, width, size = layer.fraction, layer.accumulator, outputs
+    program = Program(*(np.concatenate(parts[name]) for name in Program._fields))
+    return Compiled(program=program, bits=(width, *bits[1:]), outputs=size)
 
 
 def _sequence(network: nn.Module, name: str) -> Sequence[tuple[str, nn.Module]]:

@@ -65,7 +65,7 @@ class Precision:
     def parameter(self, bits: int, channels: int) -> Quantiser:
         """The quantiser of weights or biases."""
         n = channels if self.per_channel else None
-        return Quantiser(bits, channels=n, axis=0, gradient=self.gradient)
+        return Quantiser(bits, channels=n, axis=0, signed=True, gradient=self.gradient)
 
 
 class FixedLayer(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,12 +49,21 @@ class MagnitudePruning:
                 "give one from 0 to below 1"
             )
 
-    def prune(self, model: Model, data: Prepared, rng: np.random.Generator) -> Model:
-        """A pruned copy, trained on `data` after each step. Same arguments, same numbers."""
+    def prune(
+        self,
+        model: Model,
+        data: Prepared,
+        rng: np.random.Generator,
+        rates: Mapping[str, float] | None = None,
+    ) -> Model:
+        """A pruned copy, trained on `data` after each step. Same arguments, same numbers.
+
+        `rates`: see `training.train`.
+        """
         twin = model.copy()
         for step in range(1, self.steps + 1):
             self.mask(twin, step / self.steps)
-            fit(twin, data, self.schedule, rng)
+            fit(twin, data, self.schedule, rng, rates=rates)
         return twin
 
     def mask(self, model: Model, progress: float) -> None:

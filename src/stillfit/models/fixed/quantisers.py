@@ -121,7 +121,10 @@ class Quantiser(nn.Module):
     changes it. `set_format` does, for who may.
 
     `width`: bits of the format to begin with. `channels`: None for one format. `axis`: where the
-    channels lie. `rounding`, `overflow`, `gradient`: see `fake_quantise`.
+    channels lie. `finest`: fraction bits of each channel beyond which its numbers have none, where
+    that is known; a calibration gives such a channel no more of them, and up to `width` bits in
+    all. `signed`: whether a calibration keeps a sign bit; None: where there is a negative value.
+    `rounding`, `overflow`, `gradient`: see `fake_quantise`.
     """
 
     k: Tensor
@@ -134,6 +137,8 @@ class Quantiser(nn.Module):
         *,
         channels: int | None = None,
         axis: int = -1,
+        finest: tuple[int, ...] | None = None,
+        signed: bool | None = None,
         rounding: Rounding = "nearest",
         overflow: Overflow = "saturate",
         gradient: Gradient = "clipped",
@@ -144,6 +149,9 @@ class Quantiser(nn.Module):
             raise ConfigError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
         self.axis, self.rounding, self.overflow, self.gradient = axis, rounding, overflow, gradient
         n = channels or 1
+        if finest is not None and len(finest) != n:
+            raise ConfigError(f"finest must name {n} channels, got {len(finest)}")
+        self.bits, self.finest, self.signed = width, finest, signed
         start = Format((1,) * n, (0,) * n, (width - 1,) * n)
         for name in "kif":
             self.register_buffer(name, torch.tensor(getattr(start, name), dtype=torch.int64))
