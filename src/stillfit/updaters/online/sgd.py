@@ -168,13 +168,15 @@ class OnlineReplay(OnlineFineTune, Buffered):
         return {**begun, **Buffered.begin(self, serving, examples, rng=rng)}
 
     def _remembered(self, learner: Learner, new: Examples) -> tuple[Examples, NDArray[np.bool_]]:
+        if not self.replay:
+            return Examples.empty(), np.zeros(len(new), np.bool_)
         buffer = self.buffer(learner)
         ids = buffer.ids
         old = buffer.examples(np.flatnonzero(~np.isin(ids, new.ids)))
         return old, np.isin(new.ids, ids)
 
     def _plan(self, old: int, stays: NDArray[np.bool_], rng: np.random.Generator) -> Plan:
-        if not self.replay or not (old or stays.any()):
+        if not (old or stays.any()):
             return in_turn(len(stays), self.batch)
         return with_replay(old, stays, self.batch, self.replay, rng)
 
