@@ -34,7 +34,7 @@ NINE = (
     "wine-quality-red",
     "yacht",
 )
-QUICK = Recipe(epochs=40, decays=(0.01, 0.1), folds=2, repeats=1, together=2)
+QUICK = Recipe(epochs=12, decays=(0.01, 0.1), folds=2, repeats=1, together=2)
 
 
 def rows(n, seed=0):
@@ -430,7 +430,7 @@ def test_rows_of_another_recipe_or_other_data_do_not_mix(folder, tmp_path):
     out = tmp_path / "out"
     run(folder, out)
     with pytest.raises(ConfigError, match=r"holds a study with recipe = .*give another --out"):
-        run(folder, out, recipe=Recipe(**{**vars(QUICK), "epochs": 41}))
+        run(folder, out, recipe=Recipe(**{**vars(QUICK), "epochs": 13}))
     data = rows(60)
     data[0, 0] += 1e-6
     np.savetxt(folder / "yacht" / "data.txt", data)
@@ -556,6 +556,33 @@ def test_the_better_rmse_is_the_smaller_one():
         0.67,
     )
     np.testing.assert_allclose(verdict.behind, 0.3)
+
+
+def test_what_is_equal_as_printed_is_no_worse():
+    """Naval's published RMSE is 0.00: nobody is better than that by more than rounding."""
+    name = "naval-propulsion-plant"
+    for value, behind, words in ((0.0011, 0, "equal as printed"), (0.0102, 102, "worse by 102.0")):
+        found = made(name, "laplace", [value - 1e-4, value + 1e-4], "rmse")
+        verdict = next(v for v in uci.verdicts(uci.summarise(found)) if v.figure == "rmse")
+        np.testing.assert_allclose(verdict.behind, behind)
+        assert verdict.holds is (behind == 0)
+        assert words in uci.sentence(verdict)
+
+
+def test_methods_that_hold_in_both_figures_are_named():
+    def line(method, log_likelihood, rmse):
+        err = {"log_likelihood_err": 0.01, "rmse_err": 0.01}
+        figures = {"log_likelihood": log_likelihood, "rmse": rmse}
+        return {**uci.summarise(made("yacht", method, [1.0, 2.0]))[0], **figures, **err}
+
+    lines = [line("laplace", -1.0, 0.5), line("plain", -1.0, 0.9), line("crps", -2.0, 0.5)]
+    assert uci.hold_both(lines) == {"yacht": ["laplace"]}
+    assert "yacht, both in one method: laplace" in uci.as_text(lines)
+    assert uci.hold_both(lines[1:]) == {"yacht": []}
+    assert uci.as_text(lines[1:]).endswith("both in one method: none")
+    assert uci.as_json(lines)["hold_both"] == {"yacht": ["laplace"]}
+    lines[0]["log_likelihood_err"] = lines[0]["log_likelihood"] = None
+    assert uci.hold_both(lines) == {"yacht": []}
 
 
 def test_an_own_set_has_a_table_and_no_verdict():

@@ -105,8 +105,8 @@ def uci(
         say(title)
         show_table(head, body)
         say()
-    for verdict in study.verdicts(lines):
-        say(study.sentence(verdict))
+    for told in study.sentences(lines):
+        say(told)
     say(f"rows: {out / study.PARQUET}")
     return 0
 

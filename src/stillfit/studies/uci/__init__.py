@@ -9,7 +9,9 @@ from stillfit.studies.uci.tables import (
     as_json,
     as_tables,
     as_text,
+    hold_both,
     sentence,
+    sentences,
     summarise,
     verdicts,
 )
@@ -26,10 +28,12 @@ __all__ = [
     "as_tables",
     "as_text",
     "find",
+    "hold_both",
     "load",
     "methods",
     "run",
     "sentence",
+    "sentences",
     "summarise",
     "verdicts",
 ]

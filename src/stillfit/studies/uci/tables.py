@@ -12,12 +12,16 @@ import numpy as np
 from stillfit.studies.uci.protocol import FIGURES, Row
 from stillfit.studies.uci.published import SETS
 
+PRINTED = 2  # decimals
+SIGNS = {"log_likelihood": 1.0, "rmse": -1.0}  # which way is better
+
 
 @dataclass(frozen=True)
 class Verdict:
     """The best of our methods on a set in one figure, against the best published number.
 
-    `behind`: by how much ours is worse, in our standard errors; negative where it is better.
+    `behind`: by how much ours is worse, in our standard errors; negative where it is better, and 0
+    where both are equal to the `PRINTED` decimals of the published tables.
     """
 
     set: str
@@ -80,27 +84,43 @@ def verdicts(lines: Sequence[Row]) -> list[Verdict]:
     """Per set and figure: the best of our lines against the best published number.
 
     Ours is the best of several methods on the same test parts, so it flatters a little; which
-    method it is, is said.
+    method it is, is said, and `hold_both` names the methods that need no such choice.
     """
     found = []
-    for name in dict.fromkeys(line["set"] for line in lines):
-        theirs = published([name])
-        for figure, sign in (("log_likelihood", 1.0), ("rmse", -1.0)):
-            own = [x for x in lines if x["set"] == name and x[f"{figure}_err"] is not None]
-            if not theirs or not own:
-                continue
-            ours = max(own, key=lambda line: sign * line[figure])
-            other = max(theirs, key=lambda line: sign * line[figure])
-            value, err, target = ours[figure], ours[f"{figure}_err"], other[figure]
-            behind = sign * (target - value)
-            scale = err if err > 0 else math.ulp(abs(target) or 1.0)
-            found.append(
-                Verdict(
-                    name, figure, ours["method"], value, err, other["method"], target,
-                    behind / scale,
-                )
-            )  # fmt: skip
+    for name, figure in _judged(lines):
+        sign = SIGNS[figure]
+        own = [x for x in lines if x["set"] == name and x[f"{figure}_err"] is not None]
+        if own:
+            found.append(_verdict(max(own, key=lambda x: sign * x[figure]), figure))
     return found
+
+
+def hold_both(lines: Sequence[Row]) -> dict[str, list[str]]:
+    """Per set: the methods that by themselves hold against the best published of each figure."""
+    found: dict[str, list[str]] = {name: [] for name, _ in _judged(lines)}
+    for line in lines:
+        if line["set"] in found and all(
+            line[f"{figure}_err"] is not None and _verdict(line, figure).holds for figure in SIGNS
+        ):
+            found[line["set"]].append(line["method"])
+    return found
+
+
+def _judged(lines: Sequence[Row]) -> list[tuple[str, str]]:
+    names = dict.fromkeys(line["set"] for line in lines)
+    return [(name, figure) for name in names if published([name]) for figure in SIGNS]
+
+
+def _verdict(line: Row, figure: str) -> Verdict:
+    """One of our lines against the best published number."""
+    sign = SIGNS[figure]
+    other = max(published([line["set"]]), key=lambda x: sign * x[figure])
+    value, err, target = line[figure], line[f"{figure}_err"], other[figure]
+    behind = 0.0 if round(value, PRINTED) == target else sign * (target - value)
+    scale = err if err > 0 else math.ulp(abs(target) or 1.0)
+    return Verdict(
+        line["set"], figure, line["method"], value, err, other["method"], target, behind / scale
+    )
 
 
 def cells(line: Row) -> list[str]:
@@ -140,7 +160,9 @@ def sentence(verdict: Verdict) -> str:
     name = {"log_likelihood": "log-likelihood", "rmse": "RMSE"}[verdict.figure]
     digits = 2 if abs(verdict.target) >= 0.1 else 4
     value = f"{verdict.value:.{digits}f} ± {verdict.err:.{digits}f}"
-    if verdict.behind <= 0:
+    if verdict.behind == 0:
+        words = "equal as printed"
+    elif verdict.behind < 0:
         words = "better"
     elif verdict.holds:
         words = f"worse by {verdict.behind:.1f} standard errors, within one"
@@ -150,6 +172,14 @@ def sentence(verdict: Verdict) -> str:
         f"{verdict.set}, {name}: {verdict.method} {value} against "
         f"{verdict.target:.{digits}f} of {verdict.published}: {words}"
     )
+
+
+def sentences(lines: Sequence[Row]) -> list[str]:
+    """All verdicts in words, and per set the methods that hold in both figures by themselves."""
+    told = [sentence(verdict) for verdict in verdicts(lines)]
+    for name, methods in hold_both(lines).items():
+        told.append(f"{name}, both in one method: {', '.join(methods) or 'none'}")
+    return told
 
 
 def as_tables(lines: Sequence[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -165,7 +195,7 @@ def as_tables(lines: Sequence[Row]) -> list[tuple[str, list[str], list[list[str]
 def as_text(lines: Sequence[Row]) -> str:
     """Everything as plain text: a table per set, then the verdicts."""
     parts = [f"{title}\n{aligned([head, *body])}" for title, head, body in as_tables(lines)]
-    told = [sentence(verdict) for verdict in verdicts(lines)]
+    told = sentences(lines)
     return "\n\n".join([*parts, "\n".join(told)] if told else parts)
 
 
@@ -185,4 +215,5 @@ def as_json(lines: Sequence[Row]) -> dict[str, Any]:
         "methods": list(lines),
         "published": published(names),
         "verdicts": [{**vars(verdict), "holds": verdict.holds} for verdict in verdicts(lines)],
+        "hold_both": hold_both(lines),
     }
