@@ -1,0 +1,532 @@
+"""Learning inside a device's limits: integers, one example at a time, each seen once."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stillfit.core.arrays import Array, n_bytes
+from stillfit.core.errors import ConfigError
+from stillfit.core.events import Examples
+from stillfit.core.values import Budget, Candidate, Cost
+from stillfit.models.model import Model
+from stillfit.models.training import Prepared, Schedule, fit
+from stillfit.models.uncertain import Uncertain
+from stillfit.updaters.contract import Declined, Learner, Memory, Meter, Updater, too_few
+from stillfit.updaters.embedded import device as devices
+from stillfit.updaters.embedded import fixed, kernels
+from stillfit.updaters.embedded.budget import EmbeddedBudget, EmbeddedCost
+from stillfit.updaters.embedded.dense import Dense, dense_of
+from stillfit.updaters.embedded.device import Account
+from stillfit.updaters.embedded.fixed import Format, rate_of
+from stillfit.updaters.embedded.kernels import Device, Plan
+
+_KEEP = {
+    "reservoir": kernels.RESERVOIR,
+    "ring": kernels.RING,
+    "class-ring": kernels.CLASS_RING,
+}
+_LOSS = {"softmax": kernels.SOFTMAX, "squared": kernels.SQUARED, "hinge": kernels.HINGE}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exemplars:
+    """Examples that a device keeps and learns from again.
+
+    `capacity` of them, with inputs of `bits` bits (the upper ones of the device's numbers); each
+    new example is learned together with `replays` kept ones, then offered to the memory.
+    `keep="reservoir"`: each seen with equal probability; `"ring"`: the newest; `"class-ring"`: the
+    newest of each class in equal shares (of a regression: the newest).
+
+    Cost: capacity x (inputs x 1, 2 or 4 bytes + the target), exactly; MACs x (1 + replays).
+    Source: Chaudhry et al. 2019, arXiv:1902.10486; reservoir: Vitter 1985, algorithm R.
+    """
+
+    capacity: int = 0
+    replays: int = 1
+    keep: Literal["reservoir", "ring", "class-ring"] = "reservoir"
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.capacity < 2**31:
+            raise ConfigError(f"capacity must be 0 examples or more, got {self.capacity}")
+        if self.replays < 0:
+            raise ConfigError(f"replays must be 0 or more per new example, got {self.replays}")
+        if self.keep not in _KEEP:
+            raise ConfigError(
+                f"exemplars cannot be kept by {self.keep!r}; choose one of {', '.join(_KEEP)}"
+            )
+        if not 2 <= self.bits <= fixed.MAX_WIDTH:
+            raise ConfigError(
+                f"exemplars of {self.bits} bits cannot be kept; 2 to {fixed.MAX_WIDTH} can"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedLearner(Updater):
+    """What all learners on a device share: numbers, loss, memory, limits, the way in and out.
+
+    A dense torch network is put into `numbers` (`Format`; default 16 bits, 12 of them fraction:
+    [-8, 8)), learns from each fresh example once, in the order in which it comes, by integer
+    arithmetic that C and RTL repeat bit for bit, and comes back with exactly representable
+    weights. Inputs and the target of a regression are standardised by the network's own scales,
+    which stay as they are; beyond the range of the numbers they saturate.
+
+    `rate`: of learning, a multiple of 2^-16. `loss` of classes: `softmax` (by a table of 65 entries
+    and one division per class), `hinge` (largest wrong score within 1 of the right one; no
+    division), `squared` (the right class should say `score`, the others 0). Regression: squared
+    error of the mean. `noise`: of a network that states a log-variance s, its output learns by
+    (1 - error^2 exp(-s)) / 2 in the last layer alone (`learned`), or stays as it is (`frozen`);
+    it never reaches the hidden layers, where it could spoil the mean.
+    `device`: limits that hold besides the budget of each update.
+
+    A state whose weights are not those that serve (another rung's version serves) is loaded anew
+    from the serving network; kept examples stay while the input and target scales do.
+    """
+
+    numbers: Format = field(default_factory=Format)
+    rate: float = 0.01
+    loss: Literal["softmax", "squared", "hinge"] = "softmax"
+    score: float = 4.0
+    noise: Literal["learned", "frozen"] = "learned"
+    exemplars: Exemplars = field(default_factory=Exemplars)
+    device: EmbeddedBudget = field(default_factory=EmbeddedBudget)
+    min_events: int = 100
+
+    kind: ClassVar[int]
+
+    def __post_init__(self) -> None:
+        rate_of(self.rate, "rate")
+        if self.loss not in _LOSS:
+            raise ConfigError(
+                f"there is no loss {self.loss!r} on a device; choose one of {', '.join(_LOSS)}"
+            )
+        if self.noise not in ("learned", "frozen"):
+            raise ConfigError(f"noise is learned or frozen, not {self.noise!r}")
+        if not 0 < self.score < self.numbers.limit:
+            raise ConfigError(
+                f"score must lie above 0 and below {self.numbers.limit:g}, where the numbers "
+                f"end, got {self.score:g}"
+            )
+        if self.min_events < 1:
+            raise ConfigError(f"min_events must be 1 or more, got {self.min_events}")
+
+    # -- the updater ------------------------------------------------------------------------------
+
+    def begin(self, serving: Model, examples: Examples, *, rng: np.random.Generator) -> Learner:
+        """The device as it is switched on; its memory is offered the examples in their order."""
+        dense = dense_of(serving, examples)
+        if isinstance(dense, str):  # `update` says so
+            return {}
+        plan = self.plan(dense)
+        made = self._loaded(dense, plan, serving, rng)
+        if plan.capacity and len(examples):
+            x = dense.inputs(examples.inputs, self.numbers)
+            kernels.fill(made, plan, x, dense.targets(examples, self.numbers))
+        return self._packed(made, dense)
+
+    def update(
+        self,
+        serving: Model,
+        learner: Learner,
+        fresh: Examples,
+        memory: Memory,
+        *,
+        budget: Budget,
+        rng: np.random.Generator,
+    ) -> Candidate[Model] | Declined:
+        few = too_few(fresh, self.min_events, "learning on the device")
+        if few is not None:
+            return few
+        dense = dense_of(serving, fresh)
+        if isinstance(dense, str):
+            return Declined(dense)
+        outside = self._outside(dense, serving)
+        if outside is not None:
+            return Declined(outside)
+        plan = self.plan(dense)
+        made = self._resumed(dense, plan, serving, learner, rng)
+        need = devices.account(made, plan)
+        refused = self._refused(need, budget, n_bytes(self._packed(made, dense)))
+        if refused is not None:
+            return Declined(refused)
+        x = dense.inputs(fresh.inputs, self.numbers)
+        t = dense.targets(fresh, self.numbers)
+        kernels.learn(
+            made, plan, x[:0], t[:0]
+        )  # compiled, where it was not yet: no part of the cost
+        meter = Meter.start(self, rng)
+        before = int(made.counts.sum())
+        started = time.perf_counter()
+        macs = int(kernels.learn(made, plan, x, t))
+        per_example = (time.perf_counter() - started) / len(x)
+        model = serving.with_weights(
+            {**serving.weights(), **dense.named(self.numbers.floats(made.weights))}
+        )
+        if isinstance(model.network, Uncertain):  # what the method fits once a network is trained
+            fit(model, Prepared.of(model, fresh), Schedule(steps=0), rng)
+        steps = len(x) + plan.replays * (len(x) if before else len(x) - 1)
+        whole = meter.finish(
+            model, self._packed(made, dense), [fresh], Budget(), steps=steps, stored=need.stored
+        )
+        if isinstance(whole, Declined):
+            return whole
+        cost = self._cost(whole.cost, need, math.ceil(macs / len(x)), per_example)
+        for limits in (budget, self.device):
+            over = limits.exceeded_by(cost)
+            if over is not None:
+                return Declined(f"the update was thrown away: {over}")
+        return replace(whole, cost=cost)
+
+    # -- what a device is -------------------------------------------------------------------------
+
+    def plan(self, dense: Dense) -> Plan:
+        """The numbers that the program of the device is compiled for."""
+        numbers, memory = self.numbers, self.exemplars
+        if dense.classes > numbers.high + 1:
+            raise ConfigError(
+                f"{dense.classes} classes cannot be told apart by numbers of {numbers.width} bits; "
+                "use a greater width"
+            )
+        if dense.classes:
+            loss = _LOSS[self._class_loss()]
+        else:
+            loss = kernels.GAUSSIAN if dense.sizes[-1] == 2 else kernels.MEAN
+        capacity = memory.capacity
+        groups = dense.classes if memory.keep == "class-ring" and dense.classes else 1
+        if 0 < capacity < groups:
+            raise ConfigError(
+                f"a memory of {capacity} examples has no place for each of {groups} classes; "
+                "give it more, or keep them by reservoir"
+            )
+        shift = max(0, numbers.width - memory.bits)
+        return Plan(
+            kind=self.kind,
+            loss=loss,
+            learn_noise=int(self.noise == "learned"),
+            low=numbers.low,
+            high=numbers.high,
+            fraction=numbers.fraction,
+            mode=numbers.mode,
+            forward_mode=numbers.forward_mode,
+            rate=rate_of(self.rate, "rate"),
+            first=self._first(len(dense.sizes) - 1),
+            shrink=0,
+            score=round(self.score * 2**numbers.fraction),
+            forgetting=0,
+            inverse=1 << fixed.RATE_BITS,
+            trace_limit=0,
+            floor=0,
+            keep=_KEEP[memory.keep] if capacity else kernels.NOTHING,
+            capacity=capacity // groups * groups,
+            groups=groups,
+            replays=memory.replays if capacity else 0,
+            store_shift=shift,
+            store_low=numbers.low >> shift,
+            store_high=numbers.high >> shift,
+        )
+
+    def switched_on(self, serving: Model, rng: np.random.Generator) -> tuple[Device, Plan]:
+        """The device with the serving network, and its plan: what C and RTL start from.
+
+        `ConfigError` where the network is none that a device can hold.
+        """
+        dense = dense_of(serving, Examples.empty())
+        if isinstance(dense, str):
+            raise ConfigError(dense)
+        plan = self.plan(dense)
+        return self._loaded(dense, plan, serving, rng), plan
+
+    def account(self, serving: Model) -> Account:
+        """Bytes and multiplications that learning would need, without learning."""
+        return devices.account(*self.switched_on(serving, np.random.default_rng(0)))
+
+    def _first(self, layers: int) -> int:
+        """The first layer that learns."""
+        return 0
+
+    def _class_loss(self) -> str:
+        return self.loss
+
+    def _start(self, made: Device, plan: Plan, rng: np.random.Generator) -> None:
+        """Fill in place what the strategy needs beside the weights."""
+
+    def _loaded(self, dense: Dense, plan: Plan, serving: Model, rng: np.random.Generator) -> Device:
+        weights = self.numbers.integers(dense.flat(serving.weights()))
+        made = devices.build(plan, dense.sizes, self.numbers, weights, fixed.seeds_of(rng, 3))
+        self._start(made, plan, rng)
+        return made
+
+    def _resumed(
+        self,
+        dense: Dense,
+        plan: Plan,
+        serving: Model,
+        learner: Learner,
+        rng: np.random.Generator,
+    ) -> Device:
+        made = self._loaded(dense, plan, serving, rng)
+        if not learner:
+            return made
+        was = devices.restore(made, learner)
+        if not np.array_equal(learner["scales"], _scales(dense)):
+            return made
+        if np.array_equal(was.weights, made.weights):
+            return was
+        return made._replace(
+            kept_x=was.kept_x, kept_t=was.kept_t, counts=was.counts, random=was.random
+        )
+
+    def _packed(self, made: Device, dense: Dense) -> dict[str, Array]:
+        return {**devices.state(made), "scales": _scales(dense)}
+
+    # -- limits -----------------------------------------------------------------------------------
+
+    def _outside(self, dense: Dense, serving: Model) -> str | None:
+        """Why the weights cannot be loaded, where some lie outside the numbers."""
+        flat = dense.flat(serving.weights())
+        limit = self.numbers.limit
+        wrong = int((np.abs(flat) > limit).sum())
+        if not wrong:
+            return None
+        return (
+            f"{wrong} of {len(flat)} weights lie outside +-{limit:g}, up to "
+            f"{np.abs(flat).max():.4g}: use fewer than {self.numbers.fraction} fraction bits, or "
+            f"a width of more than {self.numbers.width}"
+        )
+
+    def _refused(self, need: Account, budget: Budget, kept: int) -> str | None:
+        """Which limit the update would exceed, known before it runs."""
+        cost = self._cost(Cost(memory_bytes=kept, stored_examples=need.stored), need, need.macs, 0)
+        for limits in (budget, self.device):
+            over = limits.exceeded_by(cost)
+            if over is not None:
+                would = over.replace("it used", "it would use", 1)
+                return f"the update was not started: {would}; in all {need}"
+        return None
+
+    def _cost(self, cost: Cost, need: Account, macs: int, seconds: float) -> EmbeddedCost:
+        return EmbeddedCost(
+            memory_bytes=cost.memory_bytes,
+            stored_examples=cost.stored_examples,
+            macs_per_example=macs,
+            seconds=cost.seconds,
+            examples=cost.examples,
+            steps=cost.steps,
+            ram_bytes=need.ram_bytes,
+            constant_bytes=need.constant_bytes,
+            seconds_per_example=seconds,
+            fraction_bits=self.numbers.fraction,
+        )
+
+
+def _scales(dense: Dense) -> NDArray[np.float64]:
+    target = [dense.target_mean, dense.target_std]
+    return np.concatenate([dense.mean, dense.std, target])
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedSGD(EmbeddedLearner):
+    """Back-propagation in fixed point, one example per step.
+
+    w <- w - round(rate x error x input), products exact, rounded once. `last_layers`: only so
+    many learn (None: all), which saves the multiplications and the RAM of the others. With
+    12 fraction bits it follows float; with fewer, updates below half a unit are lost unless
+    rounding is stochastic.
+
+    Cost: about 3 MACs per weight and example; RAM: weights, activations, errors.
+    Source: stochastic rounding: Gupta et al. 2015, arXiv:1502.02551.
+    """
+
+    last_layers: int | None = None
+    kind: ClassVar[int] = kernels.GRADIENT
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.last_layers is not None and self.last_layers < 1:
+            raise ConfigError(
+                f"last_layers must be 1 or more, or left out for all, got {self.last_layers}"
+            )
+
+    def _first(self, layers: int) -> int:
+        return 0 if self.last_layers is None else max(0, layers - self.last_layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedLMS(EmbeddedLearner):
+    """Least mean squares: the last layer alone learns, by the gradient of each example.
+
+    w <- w - round(rate x error x feature). The least that learns; with `softmax` it is logistic
+    regression on the features. The features stay, and so does what they cannot tell apart.
+
+    Cost: one MAC per weight of the last layer beside the prediction.
+    Source: Widrow and Hoff 1960, "Adaptive switching circuits".
+    """
+
+    kind: ClassVar[int] = kernels.GRADIENT
+
+    def _first(self, layers: int) -> int:
+        return layers - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedDFA(EmbeddedLearner):
+    """Direct feedback alignment: each hidden layer gets the output's error by a fixed matrix.
+
+    error_h = relu'(h) x (B_h error_out), so no layer waits for another and no weight is read
+    backwards. `feedback`: `"random"` (uniform, deviation 1 / sqrt(errors that come in)), `"sign"`
+    (+-2^-k of about that size: no multiplier needed), or `"serving"` (the product of the serving
+    network's own layers above h, ReLU left out, computed when the device is switched on). To a
+    network that was trained by back-propagation, random feedback is a foreign one: it must
+    first realign, and loses meanwhile; `"serving"` starts aligned.
+
+    Cost: as `EmbeddedSGD`, with (errors x hidden units) MACs instead of whole layers backwards;
+    the matrices are constants.
+    Source: Noekland 2016, arXiv:1609.01596.
+    """
+
+    feedback: Literal["random", "sign", "serving"] = "serving"
+    kind: ClassVar[int] = kernels.FEEDBACK
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.feedback not in ("random", "sign", "serving"):
+            raise ConfigError(
+                f"feedback is random, sign or serving, not {self.feedback!r}"
+            )  # fmt: skip
+
+    def _start(self, made: Device, plan: Plan, rng: np.random.Generator) -> None:
+        sizes = [int(n) for n in made.sizes]
+        sent = 1 if plan.loss == kernels.GAUSSIAN else sizes[-1]
+        n = len(made.feedback)
+        if self.feedback == "random":
+            drawn = rng.uniform(-1, 1, n) * math.sqrt(3 / sent)
+        elif self.feedback == "sign":
+            drawn = rng.choice([-1.0, 1.0], n) * 2.0 ** -round(math.log2(sent) / 2)
+        else:
+            drawn = _downward(made, sizes, sent, self.numbers)
+        made.feedback[:] = self.numbers.integers(drawn)
+
+
+def _downward(made: Device, sizes: list[int], sent: int, numbers: Format) -> NDArray[np.float64]:
+    """For each hidden unit, what the layers above make of it in each output, were all linear."""
+    flat = numbers.floats(made.weights).astype(np.float64)
+    layers = []
+    for n, m in pairwise(sizes):
+        layers.append(flat[: m * (n + 1)].reshape(m, n + 1)[:, :n])
+        flat = flat[m * (n + 1) :]
+    product = layers[-1][:sent].T
+    found = [product]
+    for layer in layers[-2:0:-1]:
+        product = layer.T @ product
+        found.append(product)
+    return np.concatenate([part.reshape(-1) for part in reversed(found)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedSPSA(EmbeddedLearner):
+    """Simultaneous perturbation: two predictions per step, nothing backwards at all.
+
+    All weights move by +-2^-`shrink` at once (Rademacher signs of the generator, drawn again
+    instead of stored); slope = (loss+ - loss-) / (2 x 2^-shrink); w <- w - round(rate x slope x
+    sign). The slope is that of one direction in as many as there are weights, so it needs a
+    rate smaller by about that number than SGD, and as many more examples. Constant gains, as a
+    drifting optimum needs. More `shrink`: less curvature in the slope, more rounding in it.
+    A stated noise stays as it is.
+
+    Cost: 2 predictions; RAM: weights and activations, no errors.
+    Source: Spall 1992, doi:10.1109/9.119632; signs drawn again: Malladi et al. 2023,
+    arXiv:2305.17333.
+    """
+
+    rate: float = 0.0005
+    shrink: int = 5
+    kind: ClassVar[int] = kernels.PERTURBATION
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.shrink <= self.numbers.fraction:
+            raise ConfigError(
+                f"shrink must lie between 0 and the {self.numbers.fraction} fraction bits, got "
+                f"{self.shrink}: a perturbation is one unit of them or more"
+            )
+
+    def plan(self, dense: Dense) -> Plan:
+        return super().plan(dense)._replace(shrink=self.shrink)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedRLS(EmbeddedLearner):
+    """Recursive least squares in the last layer, in fixed point, with forgetting.
+
+    With features phi (and 1 for the bias), u = P phi, k = u / (forgetting + phi^T u):
+    w <- w - k error; P <- (P - k u^T) / forgetting, upper half, mirrored. Classes: the right one
+    should say `score`, the others 0. P is int32 with `covariance_bits` fraction bits and starts as
+    `prior` x 1: more trusts the serving weights less; 0 freezes. `forgetting` 1 remembers all
+    alike, l about the last 1 / (1 - l) examples.
+
+    Guards: entries of P saturate (counted); its diagonal stays at 1 unit or more; where rounding
+    has made phi^T u negative it is taken as 0 (counted); forgetting waits while the trace of P
+    exceeds its start, so that silence does not blow it up. P shrinks as 1 / examples: with
+    `forgetting` 1 it falls below its units, and learning ends, after about
+    2^covariance_bits examples; see docs/learning/embedded.md for where it is stable.
+
+    Cost: about 2.5 n^2 MACs and n divisions, with n features; RAM 4 n^2 bytes.
+    Source: Haykin, "Adaptive Filter Theory", chapter on RLS; bounded trace: Astrom and Wittenmark,
+    "Adaptive Control", section 11.5.
+    """
+
+    forgetting: float = 0.999
+    prior: float = 1.0
+    covariance_bits: int = 20
+    kind: ClassVar[int] = kernels.LEAST_SQUARES
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.5 <= self.forgetting <= 1:
+            raise ConfigError(f"forgetting must lie between 0.5 and 1, got {self.forgetting}")
+        if not 8 <= self.covariance_bits <= 28:
+            raise ConfigError(
+                f"covariance_bits must lie between 8 and 28 of 32, got {self.covariance_bits}"
+            )
+        top = 2.0 ** (31 - self.covariance_bits)
+        if not 0 <= self.prior < top:
+            raise ConfigError(
+                f"prior must be 0 or more and below {top:g}, where {self.covariance_bits} fraction "
+                f"bits end, got {self.prior:g}"
+            )
+
+    def plan(self, dense: Dense) -> Plan:
+        size = dense.sizes[-2] + 1
+        needed = 31 + self.numbers.width - 1 + math.ceil(math.log2(size))
+        if needed > 62:
+            raise ConfigError(
+                f"sums over {size} features of {self.numbers.width} bits need {needed} bits of "
+                "62: use a smaller width or fewer features in the last layer"
+            )
+        start = round(self.prior * 2**self.covariance_bits)
+        remembered = rate_of(self.forgetting, "forgetting")
+        return super().plan(dense)._replace(
+            forgetting=round(remembered / 2**fixed.RATE_BITS * 2**self.covariance_bits),
+            inverse=round(2 ** (2 * fixed.RATE_BITS) / remembered),
+            trace_limit=start * size,
+            floor=min(1, start),
+        )  # fmt: skip
+
+    def _first(self, layers: int) -> int:
+        return layers - 1
+
+    def _class_loss(self) -> str:
+        return "squared"
+
+    def _start(self, made: Device, plan: Plan, rng: np.random.Generator) -> None:
+        size = int(made.sizes[-2]) + 1
+        made.covariance.reshape(size, size)[np.diag_indices(size)] = round(
+            self.prior * 2**self.covariance_bits
+        )
