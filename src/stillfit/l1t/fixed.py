@@ -49,9 +49,9 @@ class FixedPattern(Pattern):
     floor((2 S lean + total) / (2 total)) with S steps per bin, the bias rounded to a step.
     """
 
-    def __init__(self, temperature: float, precision: Precision) -> None:
+    def __init__(self, temperature: float, precision: Precision, bits: int = 8) -> None:
         super().__init__(temperature)
-        self.on_taps = Quantiser(precision.weights, signed=True, gradient=precision.gradient)
+        self.on_taps = Quantiser(bits, signed=True, gradient=precision.gradient)
 
     def to_members(self, m: int) -> Any:
         """Not in fixed point: a chip holds one filter."""
@@ -97,7 +97,7 @@ class FixedE2E(E2E):
     from the chip's histogram in floating point.
 
     `precision`: knobs of `models.fixed.Precision`; `features`: bits of the networks' inputs (those
-    of `precision`, if None). Cost: as `E2E`, plus 60 % for the quantisers in training.
+    of `precision`, if None); `taps`: of the filter.
     """
 
     columns = fixed_words.WORD_COLUMNS
@@ -110,6 +110,7 @@ class FixedE2E(E2E):
         precision: Mapping[str, Any] | None = None,
         features: int | None = None,
         histogram: int = 14,
+        taps: int = 8,
     ) -> None:
         super().__init__(temperature=temperature, seed=seed)
         chosen = Precision(**(precision or {}))
@@ -120,7 +121,7 @@ class FixedE2E(E2E):
         own = tuple(FRACTIONS.tolist())
         _fed(self.weight, bits, chosen, own[:3])
         _fed(self.associate, bits, chosen, (own[PT], own[QUALITY], own[RESOLUTION], AWAY_FRACTION))
-        self.pattern = FixedPattern(temperature, chosen)
+        self.pattern = FixedPattern(temperature, chosen, taps)
         self.pattern.fit()
         self.histogram_bits = histogram
         self.score_bits()
@@ -188,7 +189,7 @@ class FixedE2E(E2E):
         code = torch.floor(columns[:, BIN].float() * 16 + columns[:, FRACTION].float() * 16).long()
         code = code - sector[columns[:, SECTOR].long()] - barrel[columns[:, BARREL].long()]
         bins = (code >> 4).clamp(0, BINS - 1)
-        weights = self.weight(x[:, :3])[:, 0]
+        weights = self.weight(x[:, :3])[:, 0].float()
         full = (1 << self.histogram_bits) - 1
         most = full * 2.0 ** -self.on_weight.format.f[0]
         sums = histogram(tracks, bins, weights).clamp(max=most)
