@@ -336,42 +336,32 @@ def _uses(uses: Sequence[Row]) -> list[Markup]:
     """Windows against the fixed table, and regions against the best fixed length."""
     methods = list(dict.fromkeys(str(row["method"]) for row in uses))
     parts: list[Markup] = [tag("h2", "Put to use, at nominal")]
-    for use, title, scale, note in (
-        (
-            "association",
-            "Association: purity minus that of the fixed table, at its track efficiency (points)",
-            100.0,
-            "95 % intervals of a paired bootstrap over events.",
-        ),
-        (
-            "region",
-            "Region of interest: mean full length (cm) that holds the vertex",
-            1.0,
-            "95 % intervals; in front of a colon the share that must be held. A dash: too few "
-            "events to promise it.",
-        ),
-    ):
-        mine = [row for row in uses if row["use"] == use]
-        rules = list(dict.fromkeys((row["target"], row["rule"]) for row in mine))
-        if use == "association":
-            rules = [(None, rule) for rule in dict.fromkeys(row["rule"] for row in mine)]
-        head = ["method"] + [
-            str(rule) if target is None else f"{100 * target:g} %: {rule}" for target, rule in rules
-        ]
-        figure_ = "better" if use == "association" else "value"
-        body = []
-        for method in methods:
-            cells = []
-            for target, rule in rules:
-                rows = [
-                    row
-                    for row in _of(mine, method=method, rule=rule)
-                    if target is None or row["target"] == target
-                ]
-                cells.append(_span(rows[0], figure_, scale) if rows else "–")
-            body.append([method, *cells])
-        parts += [tag("h3", title), table(head, body), tag("p", note, class_="note")]
-    return parts
+    title = "Association: purity minus that of the fixed table, at its track efficiency (points)"
+    mine = [row for row in uses if row["use"] == "association"]
+    parts += [
+        tag("h3", title),
+        _by_rule(methods, mine, "better", 100.0),
+        tag("p", "95 % intervals of a paired bootstrap over events.", class_="note"),
+    ]
+    regions = [row for row in uses if row["use"] == "region"]
+    for target in dict.fromkeys(float(row["target"]) for row in regions):
+        title = (
+            f"Region of interest: mean full length (cm) that holds {100 * target:g} % of vertices"
+        )
+        mine = [row for row in regions if row["target"] == target]
+        parts += [tag("h3", title), _by_rule(methods, mine, "value", 1.0)]
+    note = "95 % intervals. A dash: too few events to promise it."
+    return [*parts, tag("p", note, class_="note")]
+
+
+def _by_rule(methods: Sequence[str], rows: Sequence[Row], name: str, scale: float) -> Markup:
+    """A row per method and a column per rule."""
+    rules = list(dict.fromkeys(str(row["rule"]) for row in rows))
+    body = []
+    for method in methods:
+        found = [_of(rows, method=method, rule=rule) for rule in rules]
+        body.append([method, *(_span(one[0], name, scale) if one else "–" for one in found)])
+    return table(["method", *rules], body)
 
 
 def _span(row: Row, name: str, scale: float) -> str:
