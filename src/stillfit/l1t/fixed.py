@@ -125,6 +125,9 @@ class FixedE2E(E2E):
         self.pattern.fit()
         self.histogram_bits = histogram
         self.score_bits()
+        for name, module in self.named_modules():
+            if isinstance(module, FixedLayer):
+                module.label = name
 
     @property
     def on_weight(self) -> Quantiser:

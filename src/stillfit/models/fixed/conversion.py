@@ -54,6 +54,8 @@ def _walk(module: nn.Module, name: str, precision: Precision) -> None:
             _walk(child, below, precision)
         else:
             module._modules[key] = found
+            if isinstance(found, FixedLayer):
+                found.label = below
 
 
 def _exchanged(module: nn.Module, name: str, precision: Precision) -> nn.Module | None:

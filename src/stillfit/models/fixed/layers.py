@@ -82,6 +82,7 @@ class FixedLayer(nn.Module):
     on_weight: Quantiser
     on_bias: Quantiser
     accumulator: int
+    label: str = ""  # what errors call it
     start: tuple[float, ...] | None = None
     shrink: float = 1.0
 
@@ -140,7 +141,7 @@ class FixedLayer(nn.Module):
         bits = self.accumulator_bits
         if bits > self.accumulator:
             raise ConfigError(
-                f"the accumulator of {name or type(self).__name__} needs {bits} bits "
+                f"the accumulator of {name or self.label or type(self).__name__} needs {bits} bits "
                 f"({self.n_inputs} inputs of {self.on_input.format.width} bits, weights of "
                 f"{self.on_weight.format.width}) and has {self.accumulator}; give it more, fewer "
                 "bits to inputs and weights, or a sparser mask"
