@@ -48,7 +48,7 @@ class Format:
 
     width: int = 16
     fraction: int = 12
-    rounding: Rounding = "half-up"
+    rounding: Rounding = "stochastic"
 
     def __post_init__(self) -> None:
         if not 4 <= self.width <= MAX_WIDTH:

@@ -65,8 +65,9 @@ class Plan(NamedTuple):
     shrink: int  # perturbations are 2^-shrink
     score: int  # what the right class of squared errors and least squares should say
     forgetting: int
-    inverse: int
-    trace_limit: int
+    inverse: int  # of forgetting, and its root
+    inverse_root: int
+    start: int  # of the covariance's diagonal
     floor: int
     keep: int
     capacity: int
@@ -83,7 +84,7 @@ class Device(NamedTuple):
     `weights`: layer after layer and row after row, each with its bias last. `values`: inputs and
     activations of all layers; `errors`: of the layers that learn. `counts`: seen per group.
     `random`: states of the generators of rounding, perturbation and memory. `guards`: how often
-    an entry of the covariance was saturated, and how often it was no longer positive.
+    an entry of the covariance was saturated, and how often it began anew.
     """
 
     sizes: Array
@@ -449,9 +450,12 @@ def least_squares(
         acc += int(u[j]) * int(a[phi + j])
     macs += n
     spread = settle(acc, p.fraction, p.forward_mode)
-    if spread < 0:  # rounding has made the covariance indefinite in this direction
+    if spread < 0:  # rounding has made the covariance indefinite: begin it anew
         guards[1] = min(int(guards[1]) + 1, _COUNT_HIGH)
-        spread = 0
+        for i in range(size):
+            for j in range(size):
+                cov[i * size + j] = p.start if i == j else 0
+        return macs
     total = p.forgetting + spread
     for i in range(size):
         size_of = (abs(int(u[i])) << GAIN_BITS) // total
@@ -471,16 +475,20 @@ def least_squares(
                 w[at + i] = clip(int(w[at + i]) - change, p.low, p.high)
         at += size
         macs += size
-    trace = 0
+    # P <- D (P - k u^T) D: what keeps P positive. D^2 is 1 / forgetting for a feature whose entry
+    # lies below the start, 1 for the others. The entry of j > i is still the old one.
+    forgets = p.inverse != 1 << _RATE
     for i in range(size):
-        trace += int(cov[i * size + i])
-    forget = p.inverse != 1 << _RATE and trace < p.trace_limit
-    for i in range(size):
+        here = forgets and cov[i * size + i] < p.start
         for j in range(i, size):
+            there = here if j == i else forgets and cov[j * size + j] < p.start
             value = int(cov[i * size + j])
-            value -= learned(int(gain[i]) * int(u[j]), GAIN_BITS, p.mode, random)
-            if forget:
-                value = learned(value * p.inverse, _RATE, p.mode, random)
+            value -= settle(int(gain[i]) * int(u[j]), GAIN_BITS, p.forward_mode)
+            macs += 1
+            if here or there:
+                factor = p.inverse if here and there else p.inverse_root
+                value = settle(value * factor, _RATE, p.forward_mode)
+                macs += 1
             if value < _COV_LOW or value > _COV_HIGH:
                 guards[0] = min(int(guards[0]) + 1, _COUNT_HIGH)
                 value = clip(value, _COV_LOW, _COV_HIGH)
@@ -488,9 +496,6 @@ def least_squares(
                 value = p.floor
             cov[i * size + j] = value
             cov[j * size + i] = value
-        macs += size - i
-        if forget:
-            macs += size - i
     return macs
 
 

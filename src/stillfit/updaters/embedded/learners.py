@@ -221,7 +221,8 @@ class EmbeddedLearner(Updater):
             score=round(self.score * 2**numbers.fraction),
             forgetting=0,
             inverse=1 << fixed.RATE_BITS,
-            trace_limit=0,
+            inverse_root=1 << fixed.RATE_BITS,
+            start=0,
             floor=0,
             keep=_KEEP[memory.keep] if capacity else kernels.NOTHING,
             capacity=capacity // groups * groups,
@@ -406,16 +407,16 @@ class EmbeddedDFA(EmbeddedLearner):
         sent = 1 if plan.loss == kernels.GAUSSIAN else sizes[-1]
         n = len(made.feedback)
         if self.feedback == "random":
-            drawn = rng.uniform(-1, 1, n) * math.sqrt(3 / sent)
+            drawn = rng.uniform(-1, 1, n) / math.sqrt(sizes[-2])
         elif self.feedback == "sign":
-            drawn = rng.choice([-1.0, 1.0], n) * 2.0 ** -round(math.log2(sent) / 2)
+            drawn = rng.choice([-1.0, 1.0], n) * 2.0 ** -round(math.log2(3 * sizes[-2]) / 2)
         else:
             drawn = _downward(made, sizes, sent, self.numbers)
         made.feedback[:] = self.numbers.integers(drawn)
 
 
 def _downward(made: Device, sizes: list[int], sent: int, numbers: Format) -> NDArray[np.float64]:
-    """For each hidden unit, what the layers above make of it in each output, were all linear."""
+    """For each hidden unit, what the layers above make of it in each output, ReLU as 1/2."""
     flat = numbers.floats(made.weights).astype(np.float64)
     layers = []
     for n, m in pairwise(sizes):
@@ -424,7 +425,7 @@ def _downward(made: Device, sizes: list[int], sent: int, numbers: Format) -> NDA
     product = layers[-1][:sent].T
     found = [product]
     for layer in layers[-2:0:-1]:
-        product = layer.T @ product
+        product = layer.T @ product / 2  # half of the units between are off
         found.append(product)
     return np.concatenate([part.reshape(-1) for part in reversed(found)])
 
@@ -445,7 +446,7 @@ class EmbeddedSPSA(EmbeddedLearner):
     arXiv:2305.17333.
     """
 
-    rate: float = 0.0005
+    rate: float = 0.0003
     shrink: int = 5
     kind: ClassVar[int] = kernels.PERTURBATION
 
@@ -466,25 +467,25 @@ class EmbeddedRLS(EmbeddedLearner):
     """Recursive least squares in the last layer, in fixed point, with forgetting.
 
     With features phi (and 1 for the bias), u = P phi, k = u / (forgetting + phi^T u):
-    w <- w - k error; P <- (P - k u^T) / forgetting, upper half, mirrored. Classes: the right one
-    should say `score`, the others 0. P is int32 with `covariance_bits` fraction bits and starts as
-    `prior` x 1: more trusts the serving weights less; 0 freezes. `forgetting` 1 remembers all
-    alike, l about the last 1 / (1 - l) examples.
+    w <- w - k error; P <- D (P - k u^T) D, upper half, mirrored, where D^2 is 1 / forgetting for
+    a feature whose entry of P lies below its start and 1 for the others, so that what a silent
+    feature is worth does not blow up. Classes: the right one should say `score`, the others 0.
+    P is int32 with `covariance_bits` fraction bits and starts as `prior` x 1: more trusts the
+    serving weights less; 0 freezes. `forgetting` 1 remembers all alike, l about the last
+    1 / (1 - l) examples.
 
     Guards: entries of P saturate (counted); its diagonal stays at 1 unit or more; where rounding
-    has made phi^T u negative it is taken as 0 (counted); forgetting waits while the trace of P
-    exceeds its start, so that silence does not blow it up. P shrinks as 1 / examples: with
-    `forgetting` 1 it falls below its units, and learning ends, after about
-    2^covariance_bits examples; see docs/learning/embedded.md for where it is stable.
+    has made phi^T u negative, P begins anew from its start (counted) and that example is left
+    out. With fewer than about 20 covariance bits that happens; see docs/learning/embedded.md.
 
-    Cost: about 2.5 n^2 MACs and n divisions, with n features; RAM 4 n^2 bytes.
-    Source: Haykin, "Adaptive Filter Theory", chapter on RLS; bounded trace: Astrom and Wittenmark,
-    "Adaptive Control", section 11.5.
+    Cost: about 2 n^2 MACs and n divisions, with n features; RAM 4 n^2 bytes.
+    Source: Haykin, "Adaptive Filter Theory", chapter on RLS; a factor for each parameter: Saelid
+    and Foss 1983, 22nd IEEE Conference on Decision and Control.
     """
 
     forgetting: float = 0.999
     prior: float = 1.0
-    covariance_bits: int = 20
+    covariance_bits: int = 24
     kind: ClassVar[int] = kernels.LEAST_SQUARES
 
     def __post_init__(self) -> None:
@@ -512,10 +513,12 @@ class EmbeddedRLS(EmbeddedLearner):
             )
         start = round(self.prior * 2**self.covariance_bits)
         remembered = rate_of(self.forgetting, "forgetting")
+        one = 1 << fixed.RATE_BITS
         return super().plan(dense)._replace(
             forgetting=round(remembered / 2**fixed.RATE_BITS * 2**self.covariance_bits),
-            inverse=round(2 ** (2 * fixed.RATE_BITS) / remembered),
-            trace_limit=start * size,
+            inverse=round(one * one / remembered),
+            inverse_root=round(one * math.sqrt(one / remembered)),
+            start=start,
             floor=min(1, start),
         )  # fmt: skip
 
@@ -527,6 +530,4 @@ class EmbeddedRLS(EmbeddedLearner):
 
     def _start(self, made: Device, plan: Plan, rng: np.random.Generator) -> None:
         size = int(made.sizes[-2]) + 1
-        made.covariance.reshape(size, size)[np.diag_indices(size)] = round(
-            self.prior * 2**self.covariance_bits
-        )
+        made.covariance.reshape(size, size)[np.diag_indices(size)] = plan.start

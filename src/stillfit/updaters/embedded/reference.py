@@ -245,7 +245,8 @@ class Reference:
         self.macs += size - 1
         if spread < 0:
             self.guards[1] += 1
-            spread = 0
+            self.covariance = [[plan.start * (i == j) for j in range(size)] for i in range(size)]
+            return
         gains = []
         for a in u:
             g = abs(a) * (1 << k.GAIN_BITS) // (plan.forgetting + spread)
@@ -257,14 +258,18 @@ class Reference:
             for i, g in enumerate(gains):
                 row[i] = self.saturate(row[i] - self.learned(g * errors[unit], k.GAIN_BITS))
             self.macs += size
-        trace = sum(self.covariance[i][i] for i in range(size))
-        forget = plan.inverse != (1 << fixed.RATE_BITS) and trace < plan.trace_limit
+        forgets = [
+            plan.inverse != 1 << fixed.RATE_BITS and self.covariance[i][i] < plan.start
+            for i in range(size)
+        ]
         for i in range(size):
             for j in range(i, size):
-                value = self.covariance[i][j] - self.learned(gains[i] * u[j], k.GAIN_BITS)
+                value = self.covariance[i][j] - self.settle(gains[i] * u[j], k.GAIN_BITS)
                 self.macs += 1
-                if forget:
-                    value = self.learned(value * plan.inverse, fixed.RATE_BITS)
+                if forgets[i] or forgets[j]:
+                    both = forgets[i] and forgets[j]
+                    factor = plan.inverse if both else plan.inverse_root
+                    value = self.settle(value * factor, fixed.RATE_BITS)
                     self.macs += 1
                 if value != self.bounded(value):
                     self.guards[0] += 1
