@@ -123,7 +123,8 @@ class Hard(Keep):
                 return rows[mask]
             # The first `gone` of independent clocks of rate w are a weighted draw without
             # replacement (Efraimidis and Spirakis 2006, doi:10.1016/j.ipl.2005.11.003).
-            clocks = rng.exponential(size=len(rows)) * np.exp(self.hardness * hard(rows))
+            # In logarithms, so that no hardness overflows.
+            clocks = np.log(rng.standard_exponential(len(rows))) + self.hardness * hard(rows)
             return rows[np.sort(np.argsort(clocks, kind="stable")[gone:])]
 
         return _shared(self, held, group, arriving, rng, stays)
