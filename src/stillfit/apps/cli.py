@@ -30,6 +30,7 @@ from stillfit.apps.command import (
     command,
 )
 from stillfit.apps.memory import keep_freed_memory
+from stillfit.apps.study import study
 from stillfit.apps.uncertainty import uncertainty
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ l1t = typer.Typer(
 )
 app.add_typer(l1t)
 app.add_typer(uncertainty)
+app.add_typer(study)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

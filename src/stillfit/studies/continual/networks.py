@@ -1,0 +1,43 @@
+"""The networks of the benchmark scenarios, by the names under which versions would be stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from stillfit.models.model import Factory
+from stillfit.sensing.networks import FACTORIES as SENSING
+from stillfit.studies.dead_regions import FACTORIES as TRACKS
+
+
+class PixelNetwork(nn.Module):
+    """Dense ReLU layers on pixels between 0 and 1, which are not standardised.
+
+    A pixel that is almost always black in the first experience would have a deviation near 0 and
+    blow up in the next one. `seed` draws the first weights.
+    """
+
+    def __init__(
+        self,
+        pixels: int = 784,
+        hidden: Sequence[int] = (400, 400),
+        classes: int = 10,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            layers: list[nn.Module] = []
+            for before, after in pairwise([pixels, *hidden]):
+                layers += [nn.Linear(before, after), nn.ReLU()]
+            self.layers = nn.Sequential(*layers, nn.Linear([pixels, *hidden][-1], classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x)
+        return out
+
+
+FACTORIES: Mapping[str, Factory] = {"studies.pixels": PixelNetwork, **TRACKS, **SENSING}
