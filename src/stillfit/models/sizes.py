@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from torch import nn
 
 from stillfit.core.errors import ConfigError
+from stillfit.models.fixed.layers import FixedLayer
 from stillfit.models.model import count_macs
 
 
@@ -18,8 +19,8 @@ class Size:
     `parameters`: all of them. `nonzero`: those that are not 0, which is what remains where weights
     are constants of a circuit. `macs`: multiply-accumulates per example of the dense arithmetic
     (`count_macs`; a zero counts, because a processor does not skip it). `bits`: every non-zero
-    parameter times the width of its layer, 32 where none was chosen. Buffers (scales, sample
-    banks) are not counted.
+    parameter times its width: that of its format in fixed-point layers, 32 where none was chosen.
+    Buffers (scales, sample banks) are not counted.
     """
 
     parameters: int
@@ -75,19 +76,33 @@ _WORDS = {
 }
 
 
+def stated_widths(network: nn.Module) -> dict[str, int]:
+    """Bits of every parameter by name: of its format in a fixed-point layer, else of its type."""
+    widths = {name: 8 * value.element_size() for name, value in network.named_parameters()}
+    for name, module in network.named_modules():
+        if isinstance(module, FixedLayer):
+            first = f"{name}." if name else ""
+            widths[f"{first}weight"] = module.on_weight.format.width
+            if module.bias is not None:
+                widths[f"{first}bias"] = module.on_bias.format.width
+    return widths
+
+
 def size_of(network: nn.Module, widths: Mapping[str, int] | None = None) -> Size:
-    """The size of a network as it stands; `widths`: bits of a parameter by its name."""
-    parameters = nonzero = bits = 0
-    for name, value in network.named_parameters():
-        count = int(value.detach().count_nonzero())
-        parameters += value.numel()
-        nonzero += count
-        bits += count * (widths or {}).get(name, 8 * value.element_size())
-    return Size(parameters=parameters, nonzero=nonzero, macs=count_macs(network), bits=bits)
+    """The size of a network as it stands; `widths`: bits of parameters that say none themselves."""
+    stated = {**stated_widths(network), **(widths or {})}
+    counts = {name: int(p.detach().count_nonzero()) for name, p in network.named_parameters()}
+    return Size(
+        parameters=sum(value.numel() for value in network.parameters()),
+        nonzero=sum(counts.values()),
+        macs=count_macs(network),
+        bits=sum(count * stated[name] for name, count in counts.items()),
+    )
 
 
 def dense_size(network: nn.Module) -> Size:
     """The size that a network can grow to in plain training: no parameter is 0."""
-    bits = sum(8 * value.numel() * value.element_size() for value in network.parameters())
+    stated = stated_widths(network)
     count = sum(value.numel() for value in network.parameters())
+    bits = sum(value.numel() * stated[name] for name, value in network.named_parameters())
     return Size(parameters=count, nonzero=count, macs=count_macs(network), bits=bits)

@@ -16,10 +16,11 @@ from stillfit.core.errors import ConfigError
 from stillfit.core.events import Examples
 from stillfit.core.values import Budget, Candidate
 from stillfit.models.fixed.formats import Format
+from stillfit.models.fixed.layers import FixedLayer
 from stillfit.models.fixed.quantisers import fake_quantise
 from stillfit.models.masks import largest, maskable
 from stillfit.models.model import Model, count_macs
-from stillfit.models.sizes import FootprintLimit, Size, size_of
+from stillfit.models.sizes import FootprintLimit, Size, size_of, stated_widths
 from stillfit.models.training import Guide, Part, Prepared, Schedule, fit
 from stillfit.updaters.contract import Declined, Learner, Memory, Meter, Updater, too_few
 from stillfit.updaters.dynamic.judging import (
@@ -42,18 +43,22 @@ class Coded:
     `full`: parameters by name, not quantised, float32. `masks`: where a weight may differ from 0.
     `widths`: bits of a layer's weights and bias, by the layer's name, 32 for not quantised.
     Formats are signed and symmetric, the same for a whole tensor: the finest of that width whose
-    range holds the largest number (`models.fixed`). Mutable: it lives for one update.
+    range holds the largest number (`models.fixed`). `stated`: bits of what has a format of its own
+    (fixed-point layers) or is no layer's weight or bias; it is masked and not quantised again.
+    Mutable: it lives for one update.
     """
 
     full: dict[str, Tensor]
     masks: dict[str, Tensor]
     widths: dict[str, int]
+    stated: dict[str, int]
 
     @classmethod
     def of(cls, network: nn.Module, learner: Learner) -> Coded:
         """From a network and the learner's state; where they differ, the network is right."""
         matrices = maskable(network)
         layers = {_layer(name) for name in matrices}
+        fixed = {name for name in layers if isinstance(network.get_submodule(name), FixedLayer)}
         known = dict(network.named_parameters())
         names = [
             name
@@ -64,7 +69,12 @@ class Coded:
         coded = cls(
             {name: known[name].detach().clone() for name in names},
             {name: torch.ones_like(known[name], dtype=torch.bool) for name in matrices},
-            dict.fromkeys(sorted(layers), FLOAT),
+            dict.fromkeys(sorted(layers - fixed), FLOAT),
+            {
+                name: bits
+                for name, bits in stated_widths(network).items()
+                if name not in names or _layer(name) in fixed
+            },
         )
         coded._resume(learner)
         return coded
@@ -95,7 +105,7 @@ class Coded:
 
     def copy(self) -> Coded:
         """One that may be changed without changing this."""
-        return Coded(dict(self.full), dict(self.masks), dict(self.widths))
+        return Coded(dict(self.full), dict(self.masks), dict(self.widths), self.stated)
 
     @property
     def plain(self) -> bool:
@@ -104,7 +114,7 @@ class Coded:
         return dense and all(bits == FLOAT for bits in self.widths.values())
 
     def _quantised(self, name: str, full: Tensor) -> Tensor:
-        bits = self.widths[_layer(name)]
+        bits = self.widths.get(_layer(name), FLOAT)
         mask = self.masks.get(name)
         kept = full if mask is None else torch.where(mask, full, torch.zeros_like(full))
         return kept if bits == FLOAT else on_grid(kept, bits)
@@ -117,15 +127,16 @@ class Coded:
             known[name].copy_(self._quantised(name, self.full[name]))
 
     def bits_by_parameter(self) -> dict[str, int]:
-        """Width of each parameter, as `size_of` takes it."""
-        return {name: self.widths[_layer(name)] for name in self.full}
+        """Width of each parameter that was given one, as `size_of` takes it."""
+        layers = ((name, _layer(name)) for name in self.full)
+        return {name: self.widths[layer] for name, layer in layers if layer in self.widths}
 
     def size(self, network: nn.Module) -> Size:
         """The size that masks and widths allow, whatever the numbers are."""
         parameters = nonzero = bits = 0
         for name, value in network.named_parameters():
             count = int(self.masks[name].sum()) if name in self.masks else value.numel()
-            width = self.widths[_layer(name)] if name in self.full else 8 * value.element_size()
+            width = self.stated.get(name) or self.widths[_layer(name)]
             parameters, nonzero, bits = (
                 parameters + value.numel(),
                 nonzero + count,
@@ -172,7 +183,7 @@ class Straight(Guide):
     def after(self, network: nn.Module) -> None:
         coded = self._coded
         for name, value in self._parameters.items():
-            if coded.widths[_layer(name)] == FLOAT:
+            if coded.widths.get(_layer(name), FLOAT) == FLOAT:
                 coded.full[name] = value.detach().clone()
             else:
                 coded.full[name] = coded.full[name] + (value - self._served[name])
@@ -209,10 +220,10 @@ class Compress(Updater):
     the pruned weights comes back, at 0; (2) train on fresh events mixed with a share `mix` of old
     ones; (3) while the limit is exceeded: of all moves (the next narrower width of a layer's
     weights and bias; the smallest `step` of a matrix's weights pruned) take the one whose loss on
-    held-out events rises least for what it saves; after each of `rounds` equal parts of the way
-    train on. So where the limit leaves room, masks and widths are switched off again, and weights
-    and bits go where the newest events need them. No limit at all is plain fine-tuning, bit for
-    bit.
+    held-out events (`judging.loss_of`) rises least for what it saves; after each of `rounds`
+    equal parts of the way train on. So where the limit leaves room, masks and widths are switched
+    off again, and weights and bits go where the newest events need them. No limit at all is plain
+    fine-tuning, bit for bit.
 
     Weights: signed symmetric fixed point, a power-of-two step per tensor; straight-through
     gradient. What serves are the numbers on the grid, in an ordinary network; activations stay
@@ -220,7 +231,8 @@ class Compress(Updater):
     gentler and longer. `step`: coarser is faster. `least`: the share of each matrix that is never
     pruned. Where the limit cannot be reached so, the update is declined with the figures.
 
-    Methods of several passes or parts work: all their matrices are weighed by the same loss. In
+    Fixed-point layers (`models.fixed`) keep their own formats and are pruned alone. Methods of
+    several passes or parts work: all their matrices are weighed by the same loss. In
     a Bayesian layer a pruned mean keeps its spread. Numbers of parts that are trained apart (an
     auxiliary network) stay floats.
 

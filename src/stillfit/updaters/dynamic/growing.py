@@ -45,12 +45,12 @@ class Grow(Updater):
 
     Rounds of training on fresh events mixed with a share `mix` of old ones (from the labelled
     store). After each, the loss on a share `held_out` of the fresh events is compared: where it
-    fell by less than `plateau` and still lies more than `margin` above the reference, every
-    hidden layer gets `units` more, as far as `limit` allows (fewer, or some layers only, near
-    the limit), and training goes on, up to `rounds`. The wider network starts from the same
-    function (`models.growth`). The best round is the candidate; a wider network must be better by
-    `plateau` to be preferred. Losses are the task's training loss, in its own unit (nats for
-    likelihoods), so margins are absolute.
+    fell by less than the share `plateau` and is still more than the share `margin` above the
+    reference, every hidden layer gets `units` more, as far as `limit` allows (fewer, or some
+    layers only, near the limit), and training goes on, up to `rounds`. The wider network starts
+    from the same function (`models.growth`). The best round is the candidate; a wider network is
+    preferred where its loss is lower by the share `gain`. Losses that are compared: CRPS, log-loss
+    of classes, headline error of other tasks (`judging.loss_of`).
 
     The reference: `target`, or the loss of the first network on the examples of `begin`, or on
     old events of the store; without any of them the network is trained on and never grows.
@@ -70,8 +70,9 @@ class Grow(Updater):
 
     limit: FootprintLimit = field(default_factory=FootprintLimit)
     units: int = 8
-    margin: float = 0.05
-    plateau: float = 0.01
+    margin: float = 0.1
+    plateau: float = 0.05
+    gain: float = 0.02
     rounds: int = 4
     target: float | None = None
     held_out: float = 0.2
@@ -82,8 +83,11 @@ class Grow(Updater):
 
     def __post_init__(self) -> None:
         between("units", self.units, 1, math.inf, "units added to each hidden layer at a time")
-        between("margin", self.margin, 0, math.inf, "by which a loss may exceed the reference")
-        between("plateau", self.plateau, 0, math.inf, "the fall of the loss that is worth a round")
+        between("margin", self.margin, 0, math.inf, "the share by which a loss may exceed it")
+        between("plateau", self.plateau, 0, 1, "the fall of the loss that is worth a round")
+        between("gain", self.gain, 0, 1, "by which a wider network must be better")
+        if self.target is not None:
+            between("target", self.target, 0, math.inf, "a loss, which is 0 at best")
         between("rounds", self.rounds, 1, math.inf, "trainings of one update")
         between("held_out", self.held_out, 0.01, 0.9, "the share of fresh events to judge by")
         between("mix", self.mix, 0, 1, "the share of each batch that is old events")
@@ -172,7 +176,7 @@ class Grow(Updater):
             if self.train == "new" and new is None:
                 if not self._too_high(before, reference):
                     return Declined(
-                        f"the loss on new events is {before:.4g}, within {self.margin:g} of "
+                        f"the loss on new events is {before:.4g}, within {self.margin:.0%} of "
                         f"{_said(reference)}: no unit is needed, and old weights do not move"
                     )
                 wider = self._wider(model, rng)
@@ -184,14 +188,14 @@ class Grow(Updater):
             loss = loss_of(model, held)
             if taken < self.schedule.steps or not math.isfinite(loss):
                 break
-            needed = 0.0 if best is None or units == best.units else self.plateau
-            if best is None or loss < best.loss - needed:
+            needed = 0.0 if best is None or units == best.units else self.gain
+            if best is None or loss < best.loss * (1 - needed):
                 best = _Round(model, loss, units)
             last = number == self.rounds - 1
             if last or not self._too_high(loss, reference):
                 break
             model = model.copy()
-            if before - loss < self.plateau:
+            if before - loss < self.plateau * before:
                 wider = self._wider(model, rng)
                 if wider is None:
                     if not units:
@@ -208,13 +212,13 @@ class Grow(Updater):
         return best, steps
 
     def _too_high(self, loss: float, reference: float | None) -> bool:
-        return reference is not None and loss > reference + self.margin
+        return reference is not None and loss > reference * (1 + self.margin)
 
     def _full(self, model: Model, loss: float, reference: float | None) -> Declined:
         more = _widened(model, dict.fromkeys(hidden_layers(model.network), 1), 0)
         over = self.limit.exceeded_by(dense_size(more.model.network))
         return Declined(
-            f"the loss on new events stays at {loss:.4g}, more than {self.margin:g} above "
+            f"the loss on new events stays at {loss:.4g}, more than {self.margin:.0%} above "
             f"{_said(reference)}, and there is no room to grow: with one more unit in each hidden "
             f"layer the network has {over}"
         )

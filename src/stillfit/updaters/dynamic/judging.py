@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillfit.core.errors import ConfigError
+from stillfit.core.arrays import Arrays
+from stillfit.core.errors import ConfigError, DataError
 from stillfit.core.events import Examples
+from stillfit.core.predictive import Categorical
 from stillfit.models import uncertain
 from stillfit.models.model import CHUNK, Model
+from stillfit.models.task import Regression, Task, truth
 from stillfit.models.tensors import tensors
 from stillfit.models.training import Part, Prepared
+from stillfit.models.uncertain import Stated
 from stillfit.updaters.contract import Memory
 
 
 def loss_of(model: Model, data: Prepared) -> float:
-    """Mean training loss of prepared events in evaluation mode; nothing is changed.
+    """Mean loss of prepared events by which networks are compared; infinite where it is no number.
 
-    Methods that draw in their loss draw the same at every call, so that two networks can be
-    compared. In chunks, each weighted by its events.
+    Of regression the CRPS (in the target's unit), of classes the negative log-probability of the
+    right one (nats), of other tasks their headline error: all at least 0, and 0 is perfect. Not
+    the training loss: that of some heads is divided by the spread that the network itself states.
     """
     total = 0.0
     model.network.eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for piece in data.chunks():
-            targets = tensors(piece.targets)
-            value = uncertain.loss(model.task, model.network, tensors(piece.inputs), targets)
-            total += float(value) * piece.n
-    return total / max(data.n, 1)
+    try:
+        with torch.inference_mode():
+            for piece in data.chunks():
+                said = uncertain.predict(model.task, model.network, tensors(piece.inputs))
+                total += float(_losses(model.task, said, piece.targets).sum())
+    except DataError:  # numbers that no prediction can be made of: it diverged
+        return math.inf
+    return total / max(data.n, 1) if math.isfinite(total) else math.inf
+
+
+def _losses(task: Task, said: Stated, targets: Arrays) -> NDArray[np.float64]:
+    predictive, outputs = said
+    if isinstance(predictive, Categorical):
+        return -predictive.log_prob(truth(targets, task.target).astype(np.int64))
+    if isinstance(task, Regression):
+        return predictive.crps(truth(targets, task.target))
+    return task.errors(predictive, outputs, targets)["error"]
 
 
 def gradients(model: Model, examples: Examples) -> dict[str, Tensor]:
