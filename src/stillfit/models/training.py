@@ -79,8 +79,8 @@ class Prepared:
     def take(self, index: Index) -> Prepared:
         """The events at `index`."""
         ids = None if self.ids is None else self.ids[index]
-        targets = take(self.targets, index)
-        return Prepared(take(self.inputs, index), targets, n_events(targets), ids)
+        inputs, targets = take(self.inputs, index), take(self.targets, index)
+        return Prepared(inputs, targets, n_events(targets or inputs), ids)
 
     def chunks(self, size: int = CHUNK) -> Iterator[Prepared]:
         """All events in order, `size` at a time, so that a pass over them has bounded memory."""

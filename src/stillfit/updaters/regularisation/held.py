@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -154,20 +154,16 @@ class Holding(Guide):
 
 
 def step_size(
-    optimiser: torch.optim.Optimizer, group: Mapping[str, object], parameter: nn.Parameter
+    optimiser: torch.optim.Optimizer, group: Mapping[str, Any], parameter: nn.Parameter
 ) -> Tensor | float:
     """How far the optimiser moves each number of a parameter for a unit of lasting gradient."""
-    rate = group["lr"]
-    assert isinstance(rate, float)
+    rate = float(group["lr"])
     if not isinstance(optimiser, torch.optim.Adam):
-        momentum = group.get("momentum", 0.0)
-        assert isinstance(momentum, float)
-        return rate / (1 - momentum)
-    state, betas, eps = optimiser.state[parameter], group["betas"], group["eps"]
-    assert isinstance(betas, tuple) and isinstance(eps, float)
+        return rate / (1 - float(group.get("momentum", 0)))
+    state = optimiser.state[parameter]
     second: Tensor = state["exp_avg_sq"]
-    seen = 1 - math.pow(betas[1], float(state["step"]))
-    return (second / seen).sqrt_().add_(eps).reciprocal_().mul_(rate)
+    seen = 1 - math.pow(group["betas"][1], float(state["step"]))
+    return (second / seen).sqrt_().add_(group["eps"]).reciprocal_().mul_(rate)
 
 
 def _like(values: Array, parameter: nn.Parameter) -> Tensor:
