@@ -13,10 +13,11 @@ from stillfit.apps.progress import silent
 from stillfit.core.errors import ConfigError, DataError
 from stillfit.core.predictive import Mixture, QuantileTable
 from stillfit.core.seeds import Seeds
+from stillfit.models.networks import MLP
 from stillfit.models.training import Schedule
 from stillfit.models.uncertain import fold, folded
 from stillfit.studies import uci
-from stillfit.studies.uci import protocol
+from stillfit.studies.uci import protocol, together
 from stillfit.studies.uci.data import Table
 from stillfit.studies.uci.published import DE, MCD, PBP, SETS
 from stillfit.studies.uci.search import Candidate, Recipe, best, score, search
@@ -225,6 +226,30 @@ def test_each_network_is_trained_as_alone(method):
             np.testing.assert_allclose(
                 stack[k].model.weights()[name], value, rtol=2e-3, atol=2e-4, err_msg=name
             )
+
+
+@pytest.mark.parametrize("method", ["plain", "beta-gaussian", "quantiles", "evidential"])
+def test_stacked_matrices_give_the_losses_and_gradients_of_the_mapped_network(method):
+    table = table_of()
+    network = protocol.converted(method, 2, 6)
+    assert type(network) is MLP
+    jobs = [drawn(network, table, table.train[k], 0.1, seed=k) for k in range(3)]
+    networks = [job.model.network for job in jobs]
+    index = torch.from_numpy(np.stack([part[:20] for part in table.train]))
+    x, y = (torch.from_numpy(part.astype(np.float32))[index] for part in (table.x, table.y))
+    decays = torch.tensor([0.0, 0.1, 1.0])
+    found = []
+    for quick in (True, False):
+        _, learned = together._flat(networks)
+        kept, shared = together._kept(networks, learned)
+        if quick:
+            losses = together._of_mlps(networks[0], kept, shared)(learned, x, y, decays)
+        else:
+            mapped = together._mapped(together._Loss(networks[0], Decayed()), shared)
+            losses = mapped(learned, kept, x, y, decays)
+        found.append([losses, *torch.autograd.grad(losses.sum(), list(learned.values()))])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["plain", *METHODS])
