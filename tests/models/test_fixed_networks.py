@@ -89,6 +89,19 @@ def test_a_trained_network_equals_its_integers_bit_for_bit(precision):
     assert np.abs(flow.codes).max() < 1 << (net.layers[0].accumulator - 1)
 
 
+def test_quantisers_in_the_middle_and_at_the_end_keep_each_channels_own_fraction():
+    network = convert(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2)))
+    middle, last = Quantiser(8, channels=2), Quantiser(8, channels=2)
+    middle.set_format(Format.channels(0, [2, 1], [3, 6]))
+    last.set_format(Format.channels(1, [1, 0], [3, 7]))
+    layers = nn.Sequential(network[0], network[1], middle, network[2], last)
+    x = torch.from_numpy(np.random.default_rng(1).normal(size=(500, 3)).astype(np.float32))
+    assert same(layers, x)
+    net = integer(layers)
+    codes = net.encode(x.numpy())
+    assert np.array_equal(net.run(codes).codes, replace(net, compiled=None).run(codes).codes)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS[:3], ids=str)
 @pytest.mark.parametrize("groups", [1, 2])
 def test_convolutions_means_and_maxima_equal_their_integers(precision, groups):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stillfit.core.arrays import Array, Arrays, Ragged
 from stillfit.core.errors import ConfigError, ShapeError
 from stillfit.l1t import fixed_words
-from stillfit.l1t.e2e import E2E, Pattern, Peak
+from stillfit.l1t.e2e import E2E, HistogramNetwork, Pattern, Peak
 from stillfit.l1t.fixed_words import FRACTIONS, PT, QUALITY, RESOLUTION
 from stillfit.l1t.vertexing import (
     BARREL,
@@ -240,8 +240,8 @@ def fixed_e2e(model: Model, **arguments: Any) -> Model:
     return Model(network.eval(), model.task, Architecture("l1t.fixed-e2e", given))
 
 
-def fit_ranges(network: FixedE2E) -> None:
-    """Ranges of all weights from their present values."""
+def fit_ranges(network: HistogramNetwork) -> None:
+    """Ranges of all weights and of the filter's taps from their present values."""
     for module in network.modules():
         if isinstance(module, FixedLayer):
             fit_parameters(module)

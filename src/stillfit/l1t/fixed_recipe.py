@@ -1,4 +1,4 @@
-"""From a trained float vertex network to one in fixed point, half of it pruned away."""
+"""From a trained float vertex network to one in fixed point with a pruned association."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stillfit.core.events import Examples
-from stillfit.l1t.fixed import fixed_e2e
+from stillfit.l1t.fixed_adaptive import fixed_vertex
 from stillfit.models.fixed.calibration import calibrated
 from stillfit.models.fixed.pruning import MagnitudePruning
 from stillfit.models.model import Model
@@ -23,9 +23,8 @@ class Compression:
     """Convert, calibrate ranges, train quantised, prune step by step, train on.
 
     `first`: training after conversion. `pruning`: None for none. `last`: training at the end, with
-    ranges read anew before it. `arguments`: of `fixed.FixedE2E` (bits and modes). More steps cost
-    in proportion and gain little beyond the defaults.
-    Cost: all the steps of training together, 1000 with the defaults.
+    ranges read anew before it. `arguments`: of `fixed.FixedE2E` or `FixedAdaptiveE2E` (bits and
+    modes). Cost: all the steps of training together, 1000 with the defaults.
     """
 
     first: Schedule = field(
@@ -43,8 +42,8 @@ class Compression:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def compress(self, model: Model, examples: Examples, rng: np.random.Generator) -> Model:
-        """A fixed-point model of a float `E2E` model, trained on `examples`. Pure."""
-        small = calibrated(fixed_e2e(model, **self.arguments), examples)
+        """A fixed-point model of a float `E2E` or `AdaptiveE2E`, trained on `examples`. Pure."""
+        small = calibrated(fixed_vertex(model, **self.arguments), examples)
         data = Prepared.of(small, examples)
         fit(small, data, self.first, rng, rates=FROZEN)
         if self.pruning is not None:

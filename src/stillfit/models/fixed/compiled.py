@@ -39,18 +39,23 @@ class Program(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Quantising:
-    """What a layer of the program does to its inputs, which come at `fraction` bits."""
+    """What a layer of the program does to its inputs, which come at `fraction` bits.
+
+    `added`: they are added afterwards, so they are aligned; a quantiser alone leaves them.
+    """
 
     format: Format
     fraction: NDArray[np.int64]
     rounding: Rounding
     overflow: Any
     inputs: int
+    added: bool
 
     def rows(self) -> tuple[NDArray[np.int64], ...]:
         """Shift, range and alignment of each input."""
         f = np.array(self.format.f, np.int64)
-        parts = (f - self.fraction, *self.format.limits(self.overflow), f.max() - f)
+        up = f.max() - f if self.added else np.zeros(1, np.int64)
+        parts = (f - self.fraction, *self.format.limits(self.overflow), up)
         return tuple(np.broadcast_to(part, (self.inputs,)).copy() for part in parts)
 
 

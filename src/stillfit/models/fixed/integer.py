@@ -318,6 +318,7 @@ def _compiled(steps: Sequence[Step]) -> Compiled | None:
             rounding=quantiser.rounding,
             overflow=quantiser.overflow,
             inputs=size,
+            added=layer is not None,
         ).rows()
         for name, row in zip(("by", "low", "high", "up"), rows, strict=True):
             parts[name].append(row)

@@ -172,17 +172,21 @@ class Quantiser(nn.Module):
             getattr(self, name).copy_(values.expand(n))
 
     def forward(self, x: Tensor) -> Tensor:
+        fmt = self.format
+        # What came in float64 from a wide sum is exact in the usual type again.
+        single = fmt.width <= EXACT and x.dtype != torch.get_default_dtype()
         if self._seen is not None:
             self._seen.append(x.detach())
-            return x
-        return fake_quantise(
+            return x.to(torch.get_default_dtype()) if single else x
+        q = fake_quantise(
             x,
-            self.format,
+            fmt,
             rounding=self.rounding,
             overflow=self.overflow,
             gradient=self.gradient,
             axis=self.axis,
         )
+        return q.to(torch.get_default_dtype()) if single else q
 
     def codes(self, x: Tensor) -> Codes:
         """The whole numbers of `x` on the grid, int64 of the same shape.
