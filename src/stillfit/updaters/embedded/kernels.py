@@ -105,12 +105,17 @@ class Device(NamedTuple):
 
 
 @compiled
-def draw(random: Any, which: int) -> Any:
-    """The next 32 bits of a generator."""
-    x = int(random[which])
+def xorshift(x: int) -> int:
+    """The next state of a generator, see `fixed.next_state`."""
     x ^= (x << 13) & _WORD
     x ^= x >> 17
-    x ^= (x << 5) & _WORD
+    return x ^ ((x << 5) & _WORD)
+
+
+@compiled
+def draw(random: Any, which: int) -> int:
+    """The next 32 bits of a generator."""
+    x = xorshift(int(random[which]))
     random[which] = x
     return x
 
@@ -129,11 +134,15 @@ def settle(v: int, shift: int, mode: int) -> int:
 
 
 @compiled
-def learned(v: int, shift: int, mode: int, random: Any) -> Any:
-    """v / 2^shift as what is learned is rounded; a draw where that is by chance."""
+def learned(v: int, shift: int, mode: int, state: int) -> tuple[int, int]:
+    """v / 2^shift as what is learned is rounded, and the generator's state thereafter.
+
+    The state travels as a number, so that it stays in a register from draw to draw.
+    """
     if mode == _STOCHASTIC:
-        return (v + (draw(random, 0) >> (32 - shift))) >> shift
-    return settle(v, shift, mode)
+        state = xorshift(state)
+        return (v + (state >> (32 - shift))) >> shift, state
+    return settle(v, shift, mode), state
 
 
 @compiled
@@ -180,10 +189,12 @@ def forward(sizes: Any, w: Any, a: Any, p: Any) -> int:
         n, m = sizes[layer], sizes[layer + 1]
         after = before + n
         low = p.low if layer == layers - 1 else 0  # ReLU, and saturation
+        x = a[before:after]  # slices: numba then knows that no index counts from the end
         for k in range(m):
+            row = w[at : at + n]
             acc = int(w[at + n]) << p.fraction
             for i in range(n):
-                acc += int(w[at + i]) * int(a[before + i])
+                acc += int(row[i]) * int(x[i])
             a[after + k] = clip(settle(acc, p.fraction, p.forward_mode), low, p.high)
             at += n + 1
             macs += n
@@ -363,23 +374,27 @@ def descend(sizes: Any, w: Any, a: Any, e: Any, random: Any, p: Any) -> int:
     """Every weight that learns less rate x error x input, rounded once."""
     macs, at, before, err = 0, 0, 0, 0
     shift = p.fraction + _RATE
+    state = int(random[0])
     for layer in range(len(sizes) - 1):
         n, m = sizes[layer], sizes[layer + 1]
         if layer < p.first:
             at += m * (n + 1)
             before += n
             continue
+        x = a[before : before + n]
         for _k in range(m):
+            row = w[at : at + n + 1]
             g = int(e[err]) * p.rate
             for i in range(n):
-                change = learned(g * int(a[before + i]), shift, p.mode, random)
-                w[at + i] = clip(int(w[at + i]) - change, p.low, p.high)
-            change = learned(g << p.fraction, shift, p.mode, random)
-            w[at + n] = clip(int(w[at + n]) - change, p.low, p.high)
+                change, state = learned(g * int(x[i]), shift, p.mode, state)
+                row[i] = clip(int(row[i]) - change, p.low, p.high)
+            change, state = learned(g << p.fraction, shift, p.mode, state)
+            row[n] = clip(int(row[n]) - change, p.low, p.high)
             at += n + 1
             err += 1
             macs += n + 1
         before += n
+    random[0] = state
     return macs
 
 
@@ -401,6 +416,7 @@ def perturb(
     slope = clip(slope, p.low, p.high) * p.rate
     random[1] = start
     bits, used, at = 0, 32, 0
+    state = int(random[0])
     for layer in range(layers):
         n, m = sizes[layer], sizes[layer + 1]
         if layer < p.first:
@@ -413,9 +429,10 @@ def perturb(
                 move = slope if (bits >> (used - 1)) & 1 else -slope
                 if noise:
                     move = 0
-                change = learned(move, _RATE, p.mode, random)
+                change, state = learned(move, _RATE, p.mode, state)
                 w[at] = clip(int(w[at]) - change, p.low, p.high)
                 at += 1
+    random[0] = state
     return macs
 
 
@@ -461,20 +478,22 @@ def least_squares(
         size_of = (abs(int(u[i])) << GAIN_BITS) // total
         gain[i] = clip(size_of if u[i] >= 0 else -size_of, _COV_LOW, _COV_HIGH)
     at = len(w) - m * size
+    state = int(random[0])
     for k in range(m):
         if p.loss == GAUSSIAN and k == 1:
             g = int(e[err + 1]) * p.rate
             for i in range(size):
                 x = int(a[phi + i]) if i < n else one
-                change = learned(g * x, p.fraction + _RATE, p.mode, random)
+                change, state = learned(g * x, p.fraction + _RATE, p.mode, state)
                 w[at + i] = clip(int(w[at + i]) - change, p.low, p.high)
         else:
             away = int(e[err + k])
             for i in range(size):
-                change = learned(int(gain[i]) * away, GAIN_BITS, p.mode, random)
+                change, state = learned(int(gain[i]) * away, GAIN_BITS, p.mode, state)
                 w[at + i] = clip(int(w[at + i]) - change, p.low, p.high)
         at += size
         macs += size
+    random[0] = state
     # P <- D (P - k u^T) D: what keeps P positive. D^2 is 1 / forgetting for a feature whose entry
     # lies below the start, 1 for the others. The entry of j > i is still the old one.
     forgets = p.inverse != 1 << _RATE
