@@ -18,6 +18,7 @@ from stillfit.core.events import Examples
 Floats = NDArray[np.float64]
 MOST_GROUPS = 1000
 ROWS_PER_COMPONENT = 50  # fewer rows than this do not earn a component of their own
+TRIALS = 4  # rows tried for a seed, of which the one that leaves the smallest distances is taken
 LLOYD = 8  # rounds; further ones moved hardly any row on images or tables
 
 
@@ -97,7 +98,7 @@ class Density:
     (16 + 4 rank) x d bytes per group.
     Source: updates of mean and scatter: Chan, Golub and LeVeque 1979, STAN-CS-79-773; of
     directions: Ross et al. 2008, doi:10.1007/s11263-007-0075-7; seeds: Arthur and Vassilvitskii
-    2007, k-means++.
+    2007 (greedy k-means++).
     """
 
     rank: int
@@ -222,13 +223,15 @@ class Density:
         old = len(means)
         for _ in range(more):
             if not len(means):
-                pick = int(rng.integers(len(x)))
+                picks, far = rng.integers(len(x), size=1), np.full(len(x), np.inf)
             else:
                 far = _distances(scaled, means).min(1)
                 if not far.sum() > 0:
                     break
-                pick = int(rng.choice(len(x), p=far / far.sum()))
-            means = np.concatenate([means, scaled[pick : pick + 1]])
+                picks = rng.choice(len(x), TRIALS, p=far / far.sum())
+            left = np.minimum(far[:, None], _distances(scaled, scaled[picks])).sum(0)
+            best = int(picks[left.argmin()])
+            means = np.concatenate([means, scaled[best : best + 1]])
         for _ in range(LLOYD if len(means) > 1 else 0):
             nearest = _nearest(scaled, means)
             for k in range(old, len(means)):
@@ -308,7 +311,7 @@ def _merged(
             kept = s[:rank, None] * axes[:rank]
         else:
             values, columns = linalg.eigh(stacked.T @ stacked, subset_by_index=(d - rank, d - 1))
-            kept = np.sqrt(np.maximum(values, 0))[:, None] * columns.T
+            kept = (np.sqrt(np.maximum(values, 0))[:, None] * columns.T)[::-1]
         factor = np.zeros((rank, d), np.float32)
         factor[: len(kept)] = kept
     return n + m, mean + (centre - mean) * (m / (n + m)), total, factor
