@@ -131,14 +131,58 @@ class Cost:
 class Footprint:
     """What a version needs on the device. `method` says how the figures came about.
 
-    Without the firmware extra only the parameter count is known: `parameters`, `weight_bytes`,
-    `macs_per_event` (per track for the trigger's track networks).
+    `parameters`, `weight_bytes` and `macs_per_event` (per track for the trigger's track networks)
+    are always known. The circuit's figures are None where no tool has given them: look-up tables,
+    flip-flops, multiplier blocks, block memories of 36 kbit (halves count), clock cycles and ns
+    from the last input to the answer, and clock cycles between two inputs. `tools`: names and
+    versions of what gave them. `parts`: the figures of the circuit's parts, by name of the part.
     """
 
     parameters: int
     weight_bytes: int
     macs_per_event: int
     method: str = "parameter count"
+    lut: float | None = None
+    ff: float | None = None
+    dsp: float | None = None
+    bram: float | None = None
+    latency_cycles: int | None = None
+    latency_ns: float | None = None
+    initiation_interval: int | None = None
+    tools: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
+
+    def used(self) -> dict[str, float]:
+        """What is known of the circuit's resources, by name."""
+        known = {"lut": self.lut, "ff": self.ff, "dsp": self.dsp, "bram": self.bram}
+        return {name: value for name, value in known.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A chip: its resources (as in `Footprint`) and the clock (MHz) that a design runs at."""
+
+    name: str
+    lut: int
+    ff: int
+    dsp: int
+    bram: float
+    clock_mhz: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equality:
+    """Whether a circuit answers as the network that it was made from.
+
+    `vectors` inputs were tried, of which `wrong` gave another answer, the first as `first` says.
+    `digest`: SHA-256 of the vectors. `against`: what was compared with what.
+    """
+
+    vectors: int
+    wrong: int
+    digest: str
+    against: str
+    first: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

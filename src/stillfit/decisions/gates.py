@@ -14,7 +14,7 @@ from scipy import special, stats
 from stillfit.core.errors import ConfigError, ShapeError
 from stillfit.core.predictive import Categorical, Predictive
 from stillfit.core.serial import MeanError, correlation_time, mean_error
-from stillfit.core.values import Budget, Cost, UpdateClass, Verdict, VersionId
+from stillfit.core.values import Budget, Cost, Equality, Footprint, UpdateClass, Verdict, VersionId
 
 Floats = NDArray[np.float64]
 _BACK = {"weights": "in seconds", "bitstream": "in a window that is long enough"}
@@ -59,7 +59,9 @@ class Trial:
     of each condition, the version that served it. `predictive` and `target`: the candidate's
     headline prediction on the events of `new` and the truth (class numbers for `Categorical`),
     None where there is none; `before`: the incumbent's prediction of the same. `cost`, `budget`:
-    what the update used and was allowed.
+    what the update used and was allowed. `footprint`, `stands`: what the candidate and the
+    incumbent need on the device, `equality`: whether the candidate's circuit answers as its
+    network; None where nothing measures them.
     """
 
     new: Paired
@@ -70,6 +72,9 @@ class Trial:
     before: Predictive | Categorical | None = None
     cost: Cost = field(default_factory=Cost)
     budget: Budget = field(default_factory=Budget)
+    footprint: Footprint | None = None
+    stands: Footprint | None = None
+    equality: Equality | None = None
 
 
 class Gate(Protocol):

@@ -88,7 +88,9 @@ class Deployment:
         self.lane, self.plan, self.shelf, self.writer = lane, plan, shelf, writer
         self.name = lane.name
         self.serving = shelf.put_first(
-            lane.model, first_provenance("initial", plan.nominal, plan.seeds.root)
+            lane.model,
+            first_provenance("initial", plan.nominal, plan.seeds.root),
+            None if lane.chip is None else lane.chip.footprint(lane.model),
         )
         self.previous: VersionId | None = None
         self.served: list[VersionId] = [self.serving]
@@ -436,7 +438,10 @@ class Deployment:
         verdicts = [dataclasses.asdict(verdict) for verdict in proposal.tried.verdicts]
         version = proposal.version
         if version is None:
-            version = self.shelf.put(candidate, self.serving, {"verdicts": verdicts})
+            evidence: dict[str, Any] = {"verdicts": verdicts}
+            if proposal.equality is not None:
+                evidence["equality"] = dataclasses.asdict(proposal.equality)
+            version = self.shelf.put(candidate, self.serving, evidence, proposal.footprint)
             self.learners[rung] = candidate.learner
         self.failed.pop(rows.condition, None)
         because = f"{rung} convinced {len(verdicts)} gates in condition {rows.condition!r}"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from stillfit.core.arrays import names_of
 from stillfit.core.errors import ConfigError
 from stillfit.core.events import Examples
 from stillfit.core.seeds import Seeds
-from stillfit.core.values import Budget
+from stillfit.core.values import Budget, Equality, Footprint
 from stillfit.decisions.gates import BetterOnNew, Gate, NotWorseOnOld, WithinBudget
 from stillfit.decisions.ladder import Ladder
 from stillfit.decisions.policies import OnMetric, Policy
@@ -34,6 +34,21 @@ class Redeploy:
 Rung: TypeAlias = Updater | Redeploy
 
 
+class Chip(Protocol):
+    """What tells of a version as a circuit; `l1t.chip` has those of the vertex chain.
+
+    What it raises is the refusal of a candidate, never a fault of what serves.
+    """
+
+    def footprint(self, model: Model) -> Footprint:
+        """What the circuit of a model needs on the device."""
+        ...
+
+    def equality(self, model: Model, examples: Examples) -> Equality | None:
+        """Whether the circuit answers `examples` as the model does; None: not looked at."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lane:
     """One deployment of a run: who asks for changes, what may be tried, who allows it.
@@ -45,6 +60,7 @@ class Lane:
     one condition before its level is taken for what can be had, so that only what is worse than
     that raises an alarm. Requests that came too early, with too few labels for a rung or a gate,
     do not count; after a failed one, half as many labels as it read must come before the next.
+    `chip`: what measures versions as circuits, for the gates of the device and for their records.
     """
 
     name: str
@@ -57,6 +73,7 @@ class Lane:
     watch: tuple[UnlabelledMonitor[Any], ...] = ()
     errors: tuple[LabelMonitor[Any], ...] = ()
     budget: Budget = field(default_factory=Budget)
+    chip: Chip | None = None
     fresh: int = 4000
     judged: int = 2000
     tries: int = 2

@@ -10,7 +10,15 @@ import numpy as np
 from stillfit.core.errors import StillfitError
 from stillfit.core.events import Examples
 from stillfit.core.predictive import Categorical, Predictive
-from stillfit.core.values import Candidate, Cost, Provenance, Verdict, VersionId
+from stillfit.core.values import (
+    Candidate,
+    Cost,
+    Equality,
+    Footprint,
+    Provenance,
+    Verdict,
+    VersionId,
+)
 from stillfit.decisions.gates import Paired, Stored, Trial, all_pass
 from stillfit.decisions.ladder import Climb, Tried
 from stillfit.loop.plan import Lane, Redeploy
@@ -50,13 +58,16 @@ class Standing:
 class Proposal:
     """A candidate that was tried on a rung, with what became of it.
 
-    `version`: that of a redeployed one, which is stored already. `early`: more labelled events
+    `version`: that of a redeployed one, which is stored already. `footprint`, `equality`: what the
+    lane's chip said of it. `early`: more labelled events
     could change the answer.
     """
 
     tried: Tried
     candidate: Candidate[Model] | None = None
     version: VersionId | None = None
+    footprint: Footprint | None = None
+    equality: Equality | None = None
     early: bool = False
 
 
@@ -104,7 +115,7 @@ def propose(
         else:
             answer = _update(how, lane, rung, shelf, rows, standing, rng)
         if not isinstance(answer, Declined):
-            verdicts = judge(lane, answer, shelf, rows, standing)
+            verdicts, trial = judge(lane, answer, shelf, rows, standing)
     except Exception as error:  # noqa: BLE001  (whatever an updater or a gate does, serving goes on)
         answer = Declined(f"the rung failed: {type(error).__name__}: {error}")
     if isinstance(answer, Declined):
@@ -114,6 +125,8 @@ def propose(
         tried=Tried(rung=rung, verdicts=tuple(verdicts)),
         candidate=answer,
         version=version,
+        footprint=trial.footprint,
+        equality=trial.equality,
         early=len(rows.new) < least,
     )
 
@@ -168,8 +181,8 @@ def _redeploy(
 
 def judge(
     lane: Lane, candidate: Candidate[Model], shelf: Shelf, rows: Rows, standing: Standing
-) -> list[Verdict]:
-    """The verdicts of all gates of the lane on held-out rows."""
+) -> tuple[list[Verdict], Trial]:
+    """The verdicts of all gates of the lane on held-out rows, and what they judged."""
     model, serving = candidate.model, standing.serving
     old = {
         name: Paired(
@@ -195,19 +208,20 @@ def judge(
             target = rows.new.targets.get(model.task.target)
         except StillfitError:
             predictive = None  # it diverged: the gates see errors that are not numbers
-    return all_pass(
-        lane.gates,
-        Trial(
-            new=Paired(candidate=new_errors, incumbent=stored_errors(shelf, serving, rows.new)),
-            old=old,
-            stored=stored,
-            predictive=predictive,
-            target=target if isinstance(target, np.ndarray) else None,
-            before=_prediction(shelf, serving, rows.new),
-            cost=candidate.cost,
-            budget=lane.budget,
-        ),
+    trial = Trial(
+        new=Paired(candidate=new_errors, incumbent=stored_errors(shelf, serving, rows.new)),
+        old=old,
+        stored=stored,
+        predictive=predictive,
+        target=target if isinstance(target, np.ndarray) else None,
+        before=_prediction(shelf, serving, rows.new),
+        cost=candidate.cost,
+        budget=lane.budget,
+        footprint=None if lane.chip is None else lane.chip.footprint(model),
+        stands=None if lane.chip is None else shelf.manifest(serving).facts.footprint,
+        equality=None if lane.chip is None else lane.chip.equality(model, rows.new),
     )
+    return all_pass(lane.gates, trial), trial
 
 
 def _prediction(

@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 import stillfit
 from stillfit.core.arrays import Arrays
 from stillfit.core.events import Examples
-from stillfit.core.values import Candidate, Cost, Provenance, Served, UpdateClass, VersionId
+from stillfit.core.values import (
+    Candidate,
+    Cost,
+    Footprint,
+    Provenance,
+    Served,
+    UpdateClass,
+    VersionId,
+)
 from stillfit.models.model import Architecture, Factory, Model, build, footprint, load_weights
 from stillfit.models.task import Task
 from stillfit.registry import Architecture as StoredArchitecture
@@ -97,17 +105,26 @@ class Shelf:
         """Keep figures of this machine beside the journal, outside of every hash."""
         self._registry.measure(lane, what, figures)
 
-    def put_first(self, model: Model, provenance: Provenance) -> VersionId:
+    def put_first(
+        self, model: Model, provenance: Provenance, size: Footprint | None = None
+    ) -> VersionId:
         """Store a version that nothing in this registry came before."""
         candidate = Candidate(
             model=model, learner={}, cost=Cost(), update_class="weights", provenance=provenance
         )
-        return self.put(candidate, None, {})
+        return self.put(candidate, None, {}, size)
 
     def put(
-        self, candidate: Candidate[Model], parent: VersionId | None, evidence: Mapping[str, Any]
+        self,
+        candidate: Candidate[Model],
+        parent: VersionId | None,
+        evidence: Mapping[str, Any],
+        size: Footprint | None = None,
     ) -> VersionId:
-        """Store a candidate with its learner's state and the verdicts that let it through."""
+        """Store a candidate with its learner's state and the verdicts that let it through.
+
+        `size`: its footprint where a chip has measured it, else parameters are counted.
+        """
         model = candidate.model
         version = self._registry.add_version(
             VersionFacts(
@@ -116,7 +133,7 @@ class Shelf:
                 ),
                 update_class=candidate.update_class,
                 provenance=candidate.provenance,
-                footprint=footprint(model.network),
+                footprint=size or footprint(model.network),
                 code=stillfit.__version__,
                 parent=parent,
             ),
