@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stillfit.core.arrays import Ragged, concat
-from stillfit.core.errors import ConfigError, ShapeError
+from stillfit.core.errors import ConfigError, DataError, ShapeError
 from stillfit.core.events import Examples
 from stillfit.core.values import Budget, Candidate
 from stillfit.l1t import fixed_words
@@ -367,6 +367,10 @@ def test_errors(events):
     words, sector, offsets = fixed_words.words_of(events.inputs)
     with pytest.raises(ShapeError, match="track words were given"):
         chain.find_words(words, sector[:-1], offsets)
+    idle = words.copy()
+    idle[:2, 0] &= 0x7F
+    with pytest.raises(DataError, match=r"2 of \d+ track words are not valid .* leave them out"):
+        chain.find_words(idle, sector, offsets)
     with pytest.raises(ShapeError, match="the offsets reach from 0 to"):
         chain.find_words(words, sector, offsets[:-1])
 

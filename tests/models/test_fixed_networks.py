@@ -28,8 +28,9 @@ from stillfit.models.fixed import (
 from stillfit.models.fixed.conversion import FACTORIES
 from stillfit.models.model import Architecture, Model, build, count_macs
 from stillfit.models.networks import MLP, Head, WithNoise
-from stillfit.models.task import Regression
+from stillfit.models.task import Classification, Regression
 from stillfit.models.training import Prepared, Schedule, fit
+from stillfit.sensing.networks import ActivityCNN
 from stillfit.updaters.references import FineTune, Retrain
 from stillfit.updaters.replay import Replay
 
@@ -134,6 +135,21 @@ def test_convolutions_means_and_maxima_equal_their_integers(precision, groups):
     assert same(model.network.core, windows)
     close = (model.network.core(windows) - network(windows)).abs().max()
     assert close < 0.05 * network(windows).abs().max()
+
+
+def test_the_wearables_network_is_converted_and_equals_its_integers():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(120, 300)).astype(np.float32)
+    given = Examples(
+        np.arange(120), {"w": x}, {"y": rng.integers(0, 5, 120)}, np.zeros(120), np.full(120, "a")
+    )
+    task = Classification(features=("w",), classes=5)
+    plain = Model(ActivityCNN(seed=1), task, Architecture("sensing.cnn"))
+    plain.network.set_scales(x)
+    model = calibrated(Model(convert(plain.network), task, Architecture("fixed")), given)
+    fit(model, Prepared.of(model, given), Schedule(steps=3, batch=40), np.random.default_rng(1))
+    assert same(model.network, torch.from_numpy(x))
+    assert count_macs(model.network) == count_macs(plain.network)
 
 
 def test_many_bits_are_the_float_network():

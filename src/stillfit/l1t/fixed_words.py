@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillfit.core.arrays import Array, Arrays
-from stillfit.core.errors import ShapeError
+from stillfit.core.errors import DataError, ShapeError
 from stillfit.l1t.geometry import BARREL_HALF_LENGTH, BARREL_R, CURVATURE
 from stillfit.l1t.trackword import FIELDS, SECTORS, Codes, digitise, pack, to_sector, unpack
 from stillfit.l1t.vertexing import (
@@ -147,7 +147,14 @@ def words_of(
 
 
 def inputs_of_words(words: NDArray[np.uint8], sector: NDArray[np.int8]) -> Inputs:
-    """The chain's inputs from words and their links' sectors; all words must be valid tracks."""
+    """The chain's inputs from words and their links' sectors; `DataError` for an idle word."""
     if sector.shape != (len(words),):
         raise ShapeError(f"{len(words)} track words were given {sector.shape} sectors")
-    return inputs_of(unpack(words), sector)
+    codes = unpack(words)
+    idle = int(np.count_nonzero(codes["valid"] == 0))
+    if idle:
+        raise DataError(
+            f"{idle} of {len(words)} track words are not valid (their first bit is 0); an idle "
+            "link sends such words: leave them out, and count only valid ones in the offsets"
+        )
+    return inputs_of(codes, sector)

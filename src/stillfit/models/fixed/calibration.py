@@ -116,9 +116,9 @@ def calibrated(
 ) -> Model:
     """A copy of a fixed-point model with every range set from (at most `events`) events.
 
-    Widths, weights and masks stay. One pass without quantisation shows what each quantiser must
-    hold. The order of the events does not matter; the same events give the same ranges. Cost: one
-    prediction, and memory for what passes the quantisers (some 10 kB per event of the trigger).
+    Widths, weights and masks stay. One pass of the first `events` events, without quantisation,
+    shows what each quantiser must hold; the same events give the same ranges. Cost: one
+    prediction, and memory for what passes the quantisers (100 kB per event of the trigger).
     """
     if not len(examples):
         raise DataError("there are no events to calibrate ranges on")
