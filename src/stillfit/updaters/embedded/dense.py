@@ -26,7 +26,7 @@ from stillfit.updaters.embedded.fixed import Format
 class Dense:
     """ReLU layers and a linear last one, with the scales of their inputs and of the target.
 
-    `names`: of the linear layers in the whole network. `sizes`: inputs and outputs of all layers.
+    `names`: of the linear layers in the whole network, as prefixes of their parameters. `sizes`: inputs and outputs of all layers.
     `classes`: 0 for a regression. The scaling of the inputs is kept and not folded into the first
     layer, whose weights would then span the orders of magnitude of the features' units: a device
     reads numbers of order one, (x - mean) / std, from its converter.
@@ -47,7 +47,7 @@ class Dense:
     def flat(self, weights: Mapping[str, Array]) -> NDArray[np.float64]:
         """All weights, layer after layer and row after row, each row with its bias last."""
         rows = [
-            np.concatenate([weights[f"{n}.weight"], weights[f"{n}.bias"][:, None]], 1).reshape(-1)
+            np.concatenate([weights[f"{n}weight"], weights[f"{n}bias"][:, None]], 1).reshape(-1)
             for n in self.names
         ]
         return np.concatenate(rows).astype(np.float64)
@@ -58,8 +58,8 @@ class Dense:
         at = 0
         for name, n, m in zip(self.names, self.sizes, self.sizes[1:], strict=False):
             rows = flat[at : at + m * (n + 1)].reshape(m, n + 1)
-            found[f"{name}.weight"] = rows[:, :n].copy()
-            found[f"{name}.bias"] = rows[:, n].copy()
+            found[f"{name}weight"] = rows[:, :n].copy()
+            found[f"{name}bias"] = rows[:, n].copy()
             at += m * (n + 1)
         return found
 
@@ -146,7 +146,9 @@ def _built(
     linears: list[nn.Linear],
     scale: nn.Module | None,
 ) -> Dense | str:
-    known = {id(module): name for name, module in serving.network.named_modules()}
+    known = {
+        id(module): f"{name}." if name else "" for name, module in serving.network.named_modules()
+    }
     if any(layer.bias is None for layer in linears):
         return "a device's layers have biases; one of the network's dense layers has none"
     sizes = (linears[0].in_features, *(layer.out_features for layer in linears))
@@ -189,7 +191,7 @@ def _says_the_same(dense: Dense, serving: Model, core: nn.Module, events: Exampl
     values = (x - dense.mean) / dense.std
     weights = serving.weights()
     for name in dense.names:
-        out = values @ weights[f"{name}.weight"].T.astype(np.float64) + weights[f"{name}.bias"]
+        out = values @ weights[f"{name}weight"].T.astype(np.float64) + weights[f"{name}bias"]
         values = np.maximum(out, 0)
     out = out[:, :1] * dense.target_std + dense.target_mean if not dense.classes else out
     with torch.no_grad():

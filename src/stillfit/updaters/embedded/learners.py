@@ -224,7 +224,7 @@ class EmbeddedLearner(Updater):
             inverse_root=1 << fixed.RATE_BITS,
             start=0,
             floor=0,
-            keep=_KEEP[memory.keep] if capacity else kernels.NOTHING,
+            keep=_kept_by(memory, dense) if capacity else kernels.NOTHING,
             capacity=capacity // groups * groups,
             groups=groups,
             replays=memory.replays if capacity else 0,
@@ -327,6 +327,12 @@ class EmbeddedLearner(Updater):
         )
 
 
+def _kept_by(memory: Exemplars, dense: Dense) -> int:
+    # A regression has no classes, and its targets must never be taken for places.
+    by = "ring" if memory.keep == "class-ring" and not dense.classes else memory.keep
+    return _KEEP[by]
+
+
 def _scales(dense: Dense) -> NDArray[np.float64]:
     target = [dense.target_mean, dense.target_std]
     return np.concatenate([dense.mean, dense.std, target])
@@ -423,7 +429,7 @@ def _downward(made: Device, sizes: list[int], sent: int, numbers: Format) -> NDA
         layers.append(flat[: m * (n + 1)].reshape(m, n + 1)[:, :n])
         flat = flat[m * (n + 1) :]
     product = layers[-1][:sent].T
-    found = [product]
+    found = [product] if len(layers) > 1 else [product[:0]]
     for layer in layers[-2:0:-1]:
         product = layer.T @ product / 2  # half of the units between are off
         found.append(product)
