@@ -388,3 +388,13 @@ def test_knobs_are_checked():
     ):
         with pytest.raises(ConfigError, match=text):
             Compress(**knobs)
+
+
+def test_of_a_vertex_network_the_stated_sigma_counts_too():
+    events = vertex_examples(60, nominal(), library=load(), seed=5)
+    model = Model(E2E(seed=1).eval(), VertexTask(), Architecture("l1t"))
+    data = Prepared.of(model, events)
+    predictive, _ = model.predict(events.inputs)
+    z0 = np.asarray(events.targets["z0"])
+    wanted = model.errors(events)["error"].mean() + predictive.crps(z0).mean() / z0.std()
+    np.testing.assert_allclose(loss_of(model, data), wanted, rtol=1e-6)

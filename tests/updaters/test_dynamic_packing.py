@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from stillfit.core import tables
 from stillfit.core.arrays import content_hash, n_bytes
 from stillfit.core.errors import ConfigError, ShapeError
 from stillfit.core.events import Examples
@@ -17,6 +18,7 @@ from stillfit.l1t.e2e import E2E
 from stillfit.l1t.library import load
 from stillfit.l1t.recipe import vertex_examples
 from stillfit.l1t.vertex import VertexTask
+from stillfit.loop.shelf import Shelf
 from stillfit.models import uncertain
 from stillfit.models.masks import Bank, Masking, Place, largest, maskable
 from stillfit.models.model import Architecture, Model, build, load_weights
@@ -24,10 +26,11 @@ from stillfit.models.networks import MLP, WithNoise
 from stillfit.models.sizes import FootprintLimit, dense_size, size_of
 from stillfit.models.task import Classification, Regression
 from stillfit.models.training import Prepared, Schedule, fit
+from stillfit.registry import Registry
 from stillfit.streams.store import Keeping
 from stillfit.uncertainty.methods import FACTORIES as METHODS
 from stillfit.updaters.contract import Declined
-from stillfit.updaters.dynamic import PackNet
+from stillfit.updaters.dynamic import Compress, Grow, PackNet
 
 SHORT = Schedule(steps=30, batch=60, rate=0.02)
 REGRESSION = Regression(features=("a", "b"))
@@ -495,3 +498,35 @@ def test_a_bank_survives_its_arrays():
     assert same(twin.under(place), state)
     assert full.free == 0
     assert Bank.from_arrays({}) is None
+
+
+def test_a_run_file_can_name_every_knob():
+    packed = tables.build(
+        PackNet,
+        {"limit": {"nonzero": 500}, "share": 1, "reuse": "none", "schedule": {"steps": 10}},
+        "[updaters.packnet]",
+    )
+    assert packed.limit == FootprintLimit(nonzero=500)
+    few = tables.build(Compress, {"limit": {"bits": 4000}, "widths": [8, 4]}, "[updaters.compress]")
+    assert few.widths == (8, 4)
+    assert tables.build(Grow, {"target": 0.1, "train": "new"}, "[updaters.grow]").target == 0.1
+    with pytest.raises(ConfigError, match=r"share = 2.0 must lie from 0.001 to 1"):
+        tables.build(PackNet, {"share": 2.0}, "[updaters.packnet]")
+    with pytest.raises(ConfigError, match="has no knob 'shares'; did you mean 'share'"):
+        tables.build(PackNet, {"shares": 0.5}, "[updaters.packnet]")
+
+
+def test_a_version_with_masks_survives_the_registry(tmp_path):
+    """Network and learner's state as they were, so the next update is the same bit for bit."""
+    serving, old, new = world(REGRESSION)
+    answer = updated(ALWAYS, serving, ALWAYS.begin(serving, old, rng=rng(1)), new[0])
+    registry = Registry.create(tmp_path / "registry")
+    shelf = Shelf(registry, {"mlp": MLP}, REGRESSION)
+    version = shelf.put(answer, shelf.put_first(serving, answer.provenance), {})
+    stored = registry.load_version(version)
+    assert same(dict(stored.learner), dict(answer.learner))
+    model = Shelf(registry, {"mlp": MLP}, REGRESSION).get(version)
+    one = updated(ALWAYS, answer.model, answer.learner, new[1])
+    other = updated(ALWAYS, model, stored.learner, new[1])
+    assert same(one.model.weights(), other.model.weights())
+    assert same(one.learner, other.learner)

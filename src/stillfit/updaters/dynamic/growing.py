@@ -50,7 +50,7 @@ class Grow(Updater):
     layers only, near the limit), and training goes on, up to `rounds`. The wider network starts
     from the same function (`models.growth`). The best round is the candidate; a wider network is
     preferred where its loss is lower by the share `gain`. Losses that are compared: CRPS, log-loss
-    of classes, headline error of other tasks (`judging.loss_of`).
+    of classes, headline error and CRPS of other tasks (`judging.loss_of`).
 
     The reference: `target`, or the loss of the first network on the examples of `begin`, or on
     old events of the store; without any of them the network is trained on and never grows.

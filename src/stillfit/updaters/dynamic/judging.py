@@ -26,28 +26,32 @@ def loss_of(model: Model, data: Prepared) -> float:
     """Mean loss of prepared events by which networks are compared; infinite where it is no number.
 
     Of regression the CRPS (in the target's unit), of classes the negative log-probability of the
-    right one (nats), of other tasks their headline error: all at least 0, and 0 is perfect. Not
-    the training loss: that of some heads is divided by the spread that the network itself states.
+    right one (nats); of other tasks the headline error plus the CRPS over the standard deviation of
+    the target, so that the stated uncertainty counts there too. All at least 0, and 0 is perfect.
+    Not the training loss: that of some heads is divided by the spread that they state themselves.
     """
     total = 0.0
+    target = data.targets.get(model.task.target)
+    spread = float(np.std(target)) if isinstance(target, np.ndarray) and len(target) else 1.0
     model.network.eval()
     try:
         with torch.inference_mode():
             for piece in data.chunks():
                 said = uncertain.predict(model.task, model.network, tensors(piece.inputs))
-                total += float(_losses(model.task, said, piece.targets).sum())
+                total += float(_losses(model.task, said, piece.targets, spread or 1.0).sum())
     except DataError:  # numbers that no prediction can be made of: it diverged
         return math.inf
     return total / max(data.n, 1) if math.isfinite(total) else math.inf
 
 
-def _losses(task: Task, said: Stated, targets: Arrays) -> NDArray[np.float64]:
+def _losses(task: Task, said: Stated, targets: Arrays, spread: float) -> NDArray[np.float64]:
     predictive, outputs = said
     if isinstance(predictive, Categorical):
         return -predictive.log_prob(truth(targets, task.target).astype(np.int64))
     if isinstance(task, Regression):
         return predictive.crps(truth(targets, task.target))
-    return task.errors(predictive, outputs, targets)["error"]
+    crps = predictive.crps(truth(targets, task.target))
+    return task.errors(predictive, outputs, targets)["error"] + crps / spread
 
 
 def gradients(model: Model, examples: Examples) -> dict[str, Tensor]:

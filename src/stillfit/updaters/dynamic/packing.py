@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from stillfit.models.training import Part, Prepared, Schedule, fit
 from stillfit.updaters.contract import Declined, Learner, Memory, Meter, Updater, too_few
 from stillfit.updaters.dynamic.judging import between, others
 
+# Errors of the fresh events under each mask, by the number of its place.
+Asked: TypeAlias = dict[int, NDArray[np.float64]]
 STANDARD_ERRORS = 2.0  # by which a mean error must rise before a mask is said not to fit
 
 
@@ -126,10 +128,11 @@ class PackNet(Updater):
             bank = self._first(serving, read[1], rng)
         bank.require(serving.network)
         served = 1 + max(place.served for place in bank.places)
-        back = self._back(serving, bank, fresh)
+        asked = _asked(serving, bank, fresh)
+        back = self._back(bank, asked, fresh)
         if back is not None:
             return self._again(serving, bank.use(back, served), back, read, budget, meter)
-        found = self._room(serving, bank, fresh)
+        found = self._room(serving, bank, asked)
         if isinstance(found, Declined):
             return found
         bank, base, keep, number = found
@@ -142,7 +145,7 @@ class PackNet(Updater):
         over = self.limit.exceeded_by(size_of(fitted.model.network))
         if over is not None:
             return Declined(f"the new mask was thrown away: the network has {over}")
-        worse = self._no_better(serving, bank, fitted.model, fresh)
+        worse = self._no_better(bank, asked, fitted.model, fresh)
         if worse is not None:
             return worse
         bank = self._allocated(bank, base, number, fitted, fresh, served)
@@ -181,21 +184,19 @@ class PackNet(Updater):
         fitted = _Fitted(model, _as_arrays(guide), steps)
         return self._allocated(bank, None, 1, fitted, examples, 0)
 
-    def _back(self, serving: Model, bank: Bank, fresh: Examples) -> Place | None:
+    def _back(self, bank: Bank, asked: Asked, fresh: Examples) -> Place | None:
         """The condition whose mask answers the fresh events as well as it did its own."""
-        asked: Sequence[Place] = bank.living if self.when != "new" else ()
+        places = [place for place in bank.living if place.events and self.when != "new"]
         if self.when == "names":
-            asked = [place for place in asked if place.name.split("#")[0] == _name(fresh)]
-        found: list[tuple[float, Place]] = []
-        for place in asked:
-            if not place.events:
-                continue
-            errors = serving.with_weights(bank.under(place)).errors(fresh)["error"]
-            noise = math.sqrt(place.spread**2 / place.events + errors.var() / len(errors))
-            allowed = place.error * (1 + self.recall) + STANDARD_ERRORS * noise
-            if errors.mean() <= allowed:
-                found.append((float(errors.mean()), place))
-        return min(found, key=lambda pair: (pair[0], pair[1].number))[1] if found else None
+            name = _name(fresh)
+            places = [p for p in places if p.name == name or p.name.startswith(f"{name}#")]
+        fitting = [place for place in places if self._fits(place, asked[place.number])]
+        return _best(fitting, asked) if fitting else None
+
+    def _fits(self, place: Place, errors: NDArray[np.float64]) -> bool:
+        noise = math.sqrt(place.spread**2 / place.events + errors.var() / len(errors))
+        allowed = place.error * (1 + self.recall) + STANDARD_ERRORS * noise
+        return bool(errors.mean() <= allowed)
 
     def _again(
         self,
@@ -219,14 +220,14 @@ class PackNet(Updater):
         return meter.finish(model, bank.to_arrays(), read, budget)
 
     def _room(
-        self, serving: Model, bank: Bank, fresh: Examples
+        self, serving: Model, bank: Bank, asked: Asked
     ) -> tuple[Bank, Place | None, dict[str, int], int] | Declined:
         """Where a new condition starts, the weights that it keeps of each matrix, its number.
 
         Conditions are given up for it only where `full` says so.
         """
         while True:
-            base = self._base(serving, bank, fresh)
+            base = self._base(bank, asked)
             keep = self._keep(serving, bank, base)
             number = bank.number()
             lacking = self._lacking(bank, keep)
@@ -286,29 +287,27 @@ class PackNet(Updater):
         limit = replace(self.limit, nonzero=None, bits=None)
         return limit.exceeded_by(size_of(serving.network))
 
-    def _base(self, serving: Model, bank: Bank, fresh: Examples) -> Place | None:
+    def _base(self, bank: Bank, asked: Asked) -> Place | None:
         """The condition that a new one starts from."""
         if self.reuse == "none" or not bank.living:
             return None
         if self.reuse == "all":
             return max(bank.living, key=lambda place: (place.served, place.number))
-        return min(_errors(serving, bank, fresh), key=lambda pair: (pair[0], pair[1].number))[1]
+        return _best(bank.living, asked)
 
     def _no_better(
-        self, serving: Model, bank: Bank, model: Model, fresh: Examples
+        self, bank: Bank, asked: Asked, model: Model, fresh: Examples
     ) -> Declined | None:
         """A refusal where room would be spent on a mask that an old one beats."""
         if not bank.living:
             return None
-        new = float(model.errors(fresh)["error"].mean())
-        error, place = min(
-            _errors(serving, bank, fresh), key=lambda pair: (pair[0], pair[1].number)
-        )
-        if new < error:
+        best = _best(bank.living, asked)
+        old, new = _mean(asked[best.number]), float(model.errors(fresh)["error"].mean())
+        if new < old:
             return None
         return Declined(
             f"a new mask got to a mean error of {new:.4g} on {len(fresh)} fresh events, that of "
-            f"{place.name!r} has {error:.4g}: no room is spent on it; {bank.told()}"
+            f"{best.name!r} has {old:.4g}: no room is spent on it; {bank.told()}"
         )
 
     def _sees(self, bank: Bank, base: Place | None) -> tuple[int, ...]:
@@ -377,13 +376,21 @@ class PackNet(Updater):
         return bank.allocate(place, fitted.model.weights(), fitted.kept)
 
 
-def _errors(serving: Model, bank: Bank, fresh: Examples) -> list[tuple[float, Place]]:
-    """Mean error of the fresh events under each living mask; infinite where it is no number."""
-    found = []
-    for place in bank.living:
-        mean = float(serving.with_weights(bank.under(place)).errors(fresh)["error"].mean())
-        found.append((mean if math.isfinite(mean) else math.inf, place))
-    return found
+def _asked(serving: Model, bank: Bank, fresh: Examples) -> Asked:
+    return {
+        place.number: serving.with_weights(bank.under(place)).errors(fresh)["error"]
+        for place in bank.living
+    }
+
+
+def _mean(errors: NDArray[np.float64]) -> float:
+    """The mean, infinite where it is no number."""
+    mean = float(errors.mean())
+    return mean if math.isfinite(mean) else math.inf
+
+
+def _best(places: Sequence[Place], asked: Asked) -> Place:
+    return min(places, key=lambda place: (_mean(asked[place.number]), place.number))
 
 
 def _everything(model: Model) -> dict[str, torch.Tensor]:
