@@ -264,7 +264,7 @@ def test_what_is_made_up_is_what_came_before_in_the_shares_asked_for():
     assert np.bincount(seen.targets["y"]).tolist() == [250, 50]
     # Half of each class of the new condition came before this update: they count as the past.
     part = fresh.take(np.flatnonzero(fresh.targets["y"] == 2))
-    made, mix = replace(base, mix=None)._made_up(serving, learner, part, rng(2))
+    made, mix = replace(base, mix="groups")._made_up(serving, learner, part, rng(2))
     assert np.bincount(made.targets["y"]).tolist() == [100, 100, 0, 100]
     assert mix == 3 / 4
 
@@ -324,6 +324,7 @@ def test_other_columns_texts_and_class_vectors_are_errors():
     ("knobs", "text"),
     [
         ({"mix": 2.0}, r"mix must lie in 0 to 1, got 2\.0"),
+        ({"mix": "half"}, r"mix must be a number in 0 to 1 or 'groups', got 'half'"),
         ({"samples": 0}, r"samples must be 1 or more, got 0; it sizes the density"),
         ({"rank": -1}, r"rank must be 0 or more, got -1"),
         ({"components": 0}, r"components must be 1 or more, got 0"),

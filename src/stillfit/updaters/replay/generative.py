@@ -29,7 +29,7 @@ class GenerativeReplay(Updater):
     A mixture of Gaussians per condition and class (`density.Density`) learns on from running
     sums and never forgets. Each update draws `samples` events from it, as many of each group (or
     in the shares seen, `shares="seen"`), those in `fresh` not counted, and trains as `Replay`
-    does: `mix` of each batch is made up. `mix=None` gives each group, fresh or old, the same
+    does: `mix` of each batch is made up. `mix="groups"` gives each group, fresh or old, the same
     share of a batch.
 
     `labels`: `"density"`: classes are those of the group that was drawn, numbers are drawn
@@ -45,7 +45,7 @@ class GenerativeReplay(Updater):
     would itself forget; class-conditional Gaussians: Hayes and Kanan 2020, arXiv:1909.01520.
     """
 
-    mix: float | None = 0.5
+    mix: float | Literal["groups"] = 0.5
     samples: int = 4000
     rank: int = 32
     components: int = 4
@@ -56,7 +56,9 @@ class GenerativeReplay(Updater):
     min_events: int = 200
 
     def __post_init__(self) -> None:
-        if self.mix is not None:
+        if isinstance(self.mix, str) and self.mix != "groups":
+            raise ConfigError(f"mix must be a number in 0 to 1 or 'groups', got {self.mix!r}")
+        if not isinstance(self.mix, str):
             checked_share("mix", self.mix)
         for knob, least in (("samples", 1), ("rank", 0), ("components", 1)):
             if getattr(self, knob) < least:
@@ -116,7 +118,7 @@ class GenerativeReplay(Updater):
         }  # fmt: skip
         before = {key: group.rows - here.get(key, 0) for key, group in density.groups.items()}
         before = {key: rows for key, rows in before.items() if rows > 0.5}
-        mix = self.mix if self.mix is not None else len(before) / max(len(before) + len(here), 1)
+        mix = len(before) / (len(before) + len(here)) if isinstance(self.mix, str) else self.mix
         if not before or not mix:
             return Examples.empty(), 0.0
         weights = np.array([1.0 if self.shares == "equal" else rows for rows in before.values()])

@@ -39,8 +39,10 @@ class Stored:
         if self.starts is None or self.counts is None:
             twin.values = _with_room(self.values, rows)
         else:
+            # Items are only ever written behind `used`: until then they may be shared, and then
+            # there is no room, so that they move to an array of their own.
             twin.starts, twin.counts = _with_room(self.starts, rows), _with_room(self.counts, rows)
-            twin.values = self.values.copy()
+            twin.values = self.values[: self.used]
         return twin
 
     def put(self, rows: Places, part: Column, what: str) -> None:
@@ -62,7 +64,7 @@ class Stored:
             self.values[rows] = values
             return
         if self.used + len(values) > len(self.values):
-            self._compact(len(values))
+            self._make_room(len(values))
         first = self.used
         self.values[first : first + len(values)] = values
         self.used += len(values)
@@ -74,35 +76,27 @@ class Stored:
         if self.counts is not None:
             self.counts[rows] = 0
 
-    def take(self, rows: Places) -> Column:
+    def take(self, rows: Places, runs: Runs) -> Column:
         """The rows as they came, quantised ones within a step."""
         if self.starts is None or self.counts is None:
             return self._decoded(self.values[rows])
-        counts = self.counts[rows]
-        taken = Ragged.from_counts(self.values[: int(counts.sum())], counts)
-        places = np.repeat(self.starts[rows] - taken.offsets[:-1], counts)
-        places += np.arange(len(places))
-        return taken.with_values(self._decoded(self.values[places]))
+        places, like = runs.of(self.starts[rows], self.counts[rows])
+        return like.with_values(self._decoded(self.values[places]))
 
-    def frozen(self, rows: int) -> Stored:
+    def frozen(self, rows: int, runs: Runs) -> Stored:
         """The first `rows` rows and no room besides; itself where it is so already."""
         if self.starts is None or self.counts is None:
             if len(self.values) == rows:
                 return self
             return Stored(self.values[:rows].copy(), None, None, 0, self.lo, self.step, self.like)
-        counts = self.counts[:rows]
-        n = int(counts.sum())
-        ends = np.cumsum(counts)
-        if (
-            len(self.starts) == rows
-            and len(self.values) == n
-            and np.array_equal(self.starts, ends - counts)
-        ):
+        places, like = runs.of(self.starts[:rows], self.counts[:rows])
+        starts, n = like.offsets[:-1], len(places)
+        tight = len(self.starts) == rows and len(self.values) == n == self.used
+        if tight and np.array_equal(self.starts, starts):
             return self
-        places = np.repeat(self.starts[:rows] - (ends - counts), counts) + np.arange(n)
         return Stored(
-            self.values[places], ends - counts, counts.copy(), n, self.lo, self.step, self.like
-        )
+            self.values[places], starts, like.counts, n, self.lo, self.step, self.like
+        )  # fmt: skip
 
     def to_arrays(self, name: str) -> dict[str, Array]:
         """As a learner's state holds a frozen column."""
@@ -145,16 +139,20 @@ class Stored:
             made.step = np.zeros(values.shape[1:])
         return made
 
-    def _compact(self, more: int) -> None:
-        """Drop items that no row has and make room for `more`, with as much again to spare."""
+    def _make_room(self, more: int) -> None:
+        """Room for `more` items with a quarter of all to spare; drops what no row has, if much."""
         assert self.starts is not None and self.counts is not None
-        held = self.frozen(len(self.counts))
-        assert held.starts is not None
+        held = self
+        if self.used > 2 * int(self.counts.sum()):
+            held = self.frozen(len(self.counts), Runs())
         n = held.used
         room = n + more + (n + more) // 4
-        values = np.zeros((room, *self.values.shape[1:]), self.values.dtype)
+        values = np.empty((room, *self.values.shape[1:]), self.values.dtype)
         values[:n] = held.values[:n]
-        self.values, self.starts, self.used = values, held.starts.copy(), n
+        if held is not self:
+            assert held.starts is not None
+            self.starts = held.starts.copy()
+        self.values, self.used = values, n
 
     def _encoded(self, values: Array) -> Array:
         """Nearest steps; the range grows first where values lie outside it."""
@@ -206,6 +204,26 @@ class Stored:
         return plain
 
 
+class Runs:
+    """Where the items of rows lie; columns whose rows lie alike share the answer."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[Places, Places, Places, Ragged]] = []
+
+    def of(self, starts: Places, counts: Places) -> tuple[Places, Ragged]:
+        """The place of each item, and a ragged column of these places."""
+        for known_starts, known_counts, places, like in self._known:
+            if np.array_equal(known_counts, counts) and np.array_equal(known_starts, starts):
+                return places, like
+        offsets = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        places = np.repeat(starts - offsets[:-1], counts)
+        places += np.arange(len(places))
+        like = Ragged(places, offsets)
+        self._known.append((starts, counts, places, like))
+        return places, like
+
+
 def _with_room(values: Array, rows: int) -> Array:
     if len(values) == rows:
         return values.copy()
@@ -252,7 +270,8 @@ class Pages:
         flat: dict[str, Array] = {}
         for number, page in enumerate(self._pages):
             rows = self._rows_of(number)
-            frozen = {name: column.frozen(rows) for name, column in page.items()}
+            runs = Runs()
+            frozen = {name: column.frozen(rows, runs) for name, column in page.items()}
             self._pages[number], self._own[number] = frozen, False
             for name, column in frozen.items():
                 flat |= column.to_arrays(f"{number}/{name}")
@@ -297,19 +316,24 @@ class Pages:
         """The rows in the order asked for."""
         if not self._pages:
             return {}
+        runs = Runs()
         if len(self._pages) == 1:
-            return {name: self._pages[0][name].take(rows) for name in names}
+            return {name: self._pages[0][name].take(rows, runs) for name in names}
         page_of = rows // PAGE
         pages = np.unique(page_of).tolist()
         if len(pages) == 1:
             page, local = self._pages[pages[0]], rows - pages[0] * PAGE
-            return {name: page[name].take(local) for name in names}
+            return {name: page[name].take(local, runs) for name in names}
         where = [np.flatnonzero(page_of == number) for number in pages]
         locals_ = [rows[at] - n * PAGE for at, n in zip(where, pages, strict=True)]
+        each = [Runs() for _ in pages]
         found: dict[str, Column] = {}
         for name in names:
-            parts = [self._pages[n][name].take(at) for at, n in zip(locals_, pages, strict=True)]
-            found[name] = _scattered(parts, where, len(rows))
+            parts = [
+                self._pages[n][name].take(at, known)
+                for n, at, known in zip(pages, locals_, each, strict=True)
+            ]
+            found[name] = _scattered(parts, where, len(rows), runs)
         return found
 
     @property
@@ -347,17 +371,16 @@ class Pages:
         return self._pages[number]
 
 
-def _scattered(parts: list[Column], where: list[Places], n: int) -> Column:
+def _scattered(parts: list[Column], where: list[Places], n: int, runs: Runs) -> Column:
     """Parts whose events belong at `where` of `n`, as one column."""
     if isinstance(parts[0], Ragged):
         whole = [part for part in parts if isinstance(part, Ragged)]
-        joined = Ragged.from_counts(
-            np.concatenate([part.values for part in whole]),
-            np.concatenate([part.counts for part in whole]),
-        )
+        values = np.concatenate([part.values for part in whole])
+        counts = np.concatenate([part.counts for part in whole])
         back = np.empty(n, np.int64)
         back[np.concatenate(where)] = np.arange(n)
-        return joined[back]
+        places, like = runs.of((np.cumsum(counts) - counts)[back], counts[back])
+        return like.with_values(values[places])
     dense = [part for part in parts if not isinstance(part, Ragged)]
     out = np.empty((n, *dense[0].shape[1:]), np.result_type(*dense))
     for part, at in zip(dense, where, strict=True):
