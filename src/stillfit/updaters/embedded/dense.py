@@ -26,10 +26,10 @@ from stillfit.updaters.embedded.fixed import Format
 class Dense:
     """ReLU layers and a linear last one, with the scales of their inputs and of the target.
 
-    `names`: of the linear layers in the whole network, as prefixes of their parameters. `sizes`: inputs and outputs of all layers.
-    `classes`: 0 for a regression. The scaling of the inputs is kept and not folded into the first
-    layer, whose weights would then span the orders of magnitude of the features' units: a device
-    reads numbers of order one, (x - mean) / std, from its converter.
+    `names`: of the linear layers in the whole network, as prefixes of their parameters. `sizes`:
+    inputs and outputs of all layers. `classes`: 0 for a regression. The scaling of the inputs is
+    kept and not folded into the first layer, whose weights would then span the orders of magnitude
+    of the features' units: a device reads numbers of order one, (x - mean) / std.
     """
 
     task: Regression | Classification

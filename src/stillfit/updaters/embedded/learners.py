@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -99,7 +100,7 @@ class EmbeddedLearner(Updater):
     device: EmbeddedBudget = field(default_factory=EmbeddedBudget)
     min_events: int = 100
 
-    kind: ClassVar[int]
+    program: ClassVar[int]
 
     def __post_init__(self) -> None:
         rate_of(self.rate, "rate")
@@ -207,7 +208,7 @@ class EmbeddedLearner(Updater):
             )
         shift = max(0, numbers.width - memory.bits)
         return Plan(
-            kind=self.kind,
+            kind=self.program,
             loss=loss,
             learn_noise=int(self.noise == "learned"),
             low=numbers.low,
@@ -248,9 +249,9 @@ class EmbeddedLearner(Updater):
         """Bytes and multiplications that learning would need, without learning."""
         return devices.account(*self.switched_on(serving, np.random.default_rng(0)))
 
+    @abstractmethod
     def _first(self, layers: int) -> int:
         """The first layer that learns."""
-        return 0
 
     def _class_loss(self) -> str:
         return self.loss
@@ -352,7 +353,7 @@ class EmbeddedSGD(EmbeddedLearner):
     """
 
     last_layers: int | None = None
-    kind: ClassVar[int] = kernels.GRADIENT
+    program: ClassVar[int] = kernels.GRADIENT
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -376,7 +377,7 @@ class EmbeddedLMS(EmbeddedLearner):
     Source: Widrow and Hoff 1960, "Adaptive switching circuits".
     """
 
-    kind: ClassVar[int] = kernels.GRADIENT
+    program: ClassVar[int] = kernels.GRADIENT
 
     def _first(self, layers: int) -> int:
         return layers - 1
@@ -399,7 +400,7 @@ class EmbeddedDFA(EmbeddedLearner):
     """
 
     feedback: Literal["random", "sign", "serving"] = "serving"
-    kind: ClassVar[int] = kernels.FEEDBACK
+    program: ClassVar[int] = kernels.FEEDBACK
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -407,6 +408,9 @@ class EmbeddedDFA(EmbeddedLearner):
             raise ConfigError(
                 f"feedback is random, sign or serving, not {self.feedback!r}"
             )  # fmt: skip
+
+    def _first(self, layers: int) -> int:
+        return 0
 
     def _start(self, made: Device, plan: Plan, rng: np.random.Generator) -> None:
         sizes = [int(n) for n in made.sizes]
@@ -454,7 +458,7 @@ class EmbeddedSPSA(EmbeddedLearner):
 
     rate: float = 0.0003
     shrink: int = 5
-    kind: ClassVar[int] = kernels.PERTURBATION
+    program: ClassVar[int] = kernels.PERTURBATION
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -466,6 +470,9 @@ class EmbeddedSPSA(EmbeddedLearner):
 
     def plan(self, dense: Dense) -> Plan:
         return super().plan(dense)._replace(shrink=self.shrink)
+
+    def _first(self, layers: int) -> int:
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -492,7 +499,7 @@ class EmbeddedRLS(EmbeddedLearner):
     forgetting: float = 0.999
     prior: float = 1.0
     covariance_bits: int = 24
-    kind: ClassVar[int] = kernels.LEAST_SQUARES
+    program: ClassVar[int] = kernels.LEAST_SQUARES
 
     def __post_init__(self) -> None:
         super().__post_init__()
