@@ -159,14 +159,13 @@ def test_the_penalty_is_the_distance_over_the_variance_by_hand():
 @pytest.mark.parametrize("name", sorted(METHODS))
 @pytest.mark.parametrize("task", TASKS, ids=["regression", "classes"])
 def test_dark_replay_works_on_any_uncertain_network(name, task):
-    base = MLP(2, [8, 8], 2 if task is REGRESSION else 3)
-    try:
-        serving, old, fresh = world(task, METHODS[name].convert(base))
-        network = uncertain.fresh(task, serving.network, old, 1).eval()
-        serving = Model(network, task, serving.architecture)
-        serving.predict(old.inputs)
-    except ConfigError:
-        pytest.skip("the method is not for this task")
+    if task is CLASSES and (METHODS[name].kind == "head" or name == "moments"):
+        pytest.skip("the method states numbers, not classes")
+    serving, old, fresh = world(
+        task, METHODS[name].convert(MLP(2, [8, 8], 2 if task is REGRESSION else 3))
+    )
+    network = uncertain.fresh(task, serving.network, old, 1).eval()
+    serving = Model(network, task, serving.architecture)
     dark = DarkReplay(
         capacity=80, alpha=3.0, min_events=1, schedule=Schedule(steps=4, batch=30, rate=0.01)
     )
