@@ -162,11 +162,10 @@ def compressing() -> None:
     tuned = more.update(serving, {}, fresh, kept, budget=Budget(), rng=np.random.default_rng(1))
     assert isinstance(tuned, Candidate)
     print(f"| floats, fine-tuned | | | {tuned.model.errors(test)['error'].mean():.4f} | "
-          f"{crps(tuned.model, test):.3f} cm |")  # fmt: skip
+          f"{crps(tuned.model, test):.4f} cm |")  # fmt: skip
     for limit in (
         FootprintLimit(bits=8000),
         FootprintLimit(bits=4000),
-        FootprintLimit(nonzero=400),
         FootprintLimit(nonzero=400, bits=3500),
     ):
         updater = Compress(limit=limit, schedule=Schedule(steps=60, batch=150, rate=0.004))
@@ -181,8 +180,10 @@ def compressing() -> None:
         bits = {n: widths[n.rpartition(".")[0]] for n, _ in answer.model.network.named_parameters()
                 if n.rpartition(".")[0] in widths}  # fmt: skip
         size = size_of(answer.model.network, bits)
-        print(f"| {limit.nonzero}, {limit.bits} | {size.bits} | {size.nonzero} | "
-              f"{errors.mean():.4f} | {crps(answer.model, test):.3f} cm | {widths} | {time.monotonic() - begun:.1f} s")  # fmt: skip
+        took = time.monotonic() - begun
+        print(f"| {limit.nonzero}, {limit.bits} | {size.bits} | {size.nonzero} | ", end="")
+        print(f"{errors.mean():.4f} | {crps(answer.model, test):.4f} cm | {took:.0f} s")
+        print(f"    {widths}")
 
 
 def crps(model: Model, examples: Examples) -> float:

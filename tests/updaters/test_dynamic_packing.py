@@ -287,6 +287,8 @@ def test_weights_that_others_use_are_freed_with_their_last_user():
     empty = bank_of(ALWAYS.freed(ghost, "c0"))
     assert empty.free == empty.total == 136
     assert not empty.places
+    anew = updated(ALWAYS, serving, empty.to_arrays(), new[1])
+    assert [place.name for place in bank_of(anew.learner).places] == ["c1"]
 
 
 def test_conditions_that_share_nothing_are_freed_one_by_one():

@@ -51,9 +51,9 @@ class PackNet(Updater):
     more than the share `recall` and two standard errors), the condition is back and its mask is
     served again without training; else a new one is allocated. `when="names"` asks this only of
     masks of the condition that slow control names, `when="new"` of none: every update is a new
-    condition. An old version can also be redeployed: it is
-    an ordinary network with zeros. Choosing a mask per event by its own uncertainty is not
-    offered: a mask is often surest where it was never trained.
+    condition. An old version can also be redeployed: it is an ordinary network with zeros.
+    Choosing a mask per event by its own uncertainty is not offered: a mask is often surest where
+    it was never trained. A mask that ends worse than an old one on the fresh events is declined.
 
     `begin` prunes the first network to `share` (and trains what is left on, with its examples),
     or there would be nothing free. `limit`: of the network that serves, see `Size`; a new
@@ -127,7 +127,7 @@ class PackNet(Updater):
             read.append(others(memory, fresh))
             bank = self._first(serving, read[1], rng)
         bank.require(serving.network)
-        served = 1 + max(place.served for place in bank.places)
+        served = 1 + max((place.served for place in bank.places), default=0)
         asked = _asked(serving, bank, fresh)
         back = self._back(bank, asked, fresh)
         if back is not None:
@@ -149,9 +149,7 @@ class PackNet(Updater):
         if worse is not None:
             return worse
         bank = self._allocated(bank, base, number, fitted, fresh, served)
-        return meter.finish(
-            fitted.model, bank.to_arrays(), read, budget, steps=fitted.steps, stored=0
-        )
+        return meter.finish(fitted.model, bank.to_arrays(), read, budget, steps=fitted.steps)
 
     def freed(self, learner: Learner, condition: str) -> Learner:
         """The learner's state without that condition: its mask is gone for good.
