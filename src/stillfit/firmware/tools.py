@@ -52,6 +52,6 @@ def guarded(tool: str, doing: str, remedy: str) -> Iterator[None]:
         yield
     except (StillfitError, KeyboardInterrupt, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001  (StopIteration, AssertionError, ...: a tool's own)
+    except Exception as error:  # StopIteration, AssertionError, ...: the tool's own
         text = f"{type(error).__name__}: {error}".rstrip(": ")
         raise ToolError(f"{tool} failed while {doing} ({text}); {remedy}") from error
