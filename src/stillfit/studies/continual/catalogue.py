@@ -4,20 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from stillfit.core.errors import ConfigError
 from stillfit.core.tables import did_you_mean
 from stillfit.studies.continual.setting import Kind, Recipe
 from stillfit.updaters.contract import Updater
+from stillfit.updaters.dynamic import Compress, Grow, PackNet
+from stillfit.updaters.embedded import (
+    EmbeddedDFA,
+    EmbeddedLMS,
+    EmbeddedRLS,
+    EmbeddedSGD,
+    EmbeddedSPSA,
+    Exemplars,
+)
+from stillfit.updaters.labels import AdaptNormalisation, PseudoLabels
+from stillfit.updaters.online import NearestMean, OnlineFineTune, OnlineReplay, StreamingLDA
 from stillfit.updaters.recalibrate import Recalibrate
 from stillfit.updaters.references import FineTune, Frozen, Retrain, RetrainWindow
-from stillfit.updaters.replay import Replay
+from stillfit.updaters.regularisation import EWC, MAS, LwF, OnlineEWC, SynapticIntelligence
+from stillfit.updaters.replay import DarkReplay, GDumb, GenerativeReplay, Replay
 
 Family: TypeAlias = Literal[
     "reference", "replay", "regularisation", "dynamic", "online", "few labels", "embedded"
 ]
+Make: TypeAlias = Callable[[Recipe, int], Updater]
 FEW = 5  # labelled rows below which a strategy may decline
+MONTH = 28  # blocks of a day
+CLASSES: tuple[Kind, ...] = ("classes",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,66 +48,209 @@ class Strategy:
     name: str
     title: str
     family: Family
-    make: Callable[[Recipe, int], Updater]
+    make: Make
     kinds: tuple[Kind, ...] = ("classes", "vertex")
     whole: bool = False
     once: bool = False
     every: int = 1
 
 
-def _naive(recipe: Recipe, number: int) -> Updater:
-    return FineTune(schedule=recipe.schedule(), min_events=FEW)
+def _tuned(name: str, kind: type[Updater], **knobs: Any) -> Make:
+    """Trained as the recipe says on fresh rows; `knobs` are values or functions of the recipe."""
+
+    def make(recipe: Recipe, number: int) -> Updater:
+        given = {key: v(recipe) if callable(v) else v for key, v in knobs.items()}
+        derived = {"schedule": recipe.schedule(), "min_events": FEW, **given}
+        return kind(**recipe.tuned(name, **derived))
+
+    return make
+
+
+def _plain(name: str, kind: type[Updater], **knobs: Any) -> Make:
+    """Without a schedule: closed forms and single passes."""
+
+    def make(recipe: Recipe, number: int) -> Updater:
+        given = {key: v(recipe) if callable(v) else v for key, v in knobs.items()}
+        return kind(**recipe.tuned(name, **given))
+
+    return make
+
+
+def _memory(recipe: Recipe) -> int:
+    return recipe.memory
+
+
+def _share(share: float) -> Callable[[Recipe], int]:
+    """A buffer of a share of all rows."""
+    return lambda recipe: max(1, round(share * recipe.rows * recipe.experiences))
+
+
+def _batch(recipe: Recipe) -> int:
+    return recipe.online_batch
+
+
+def _rate(recipe: Recipe) -> float:
+    return recipe.online_rate
 
 
 def _retrain(recipe: Recipe, number: int) -> Updater:
-    return Retrain(schedule=recipe.retraining(number), min_events=FEW, weight_of_new=0.0)
+    knobs = recipe.tuned("retrain", schedule=recipe.retraining(number), weight_of_new=0.0)
+    return Retrain(min_events=FEW, **knobs)
 
 
 def _window(recipe: Recipe, number: int) -> Updater:
-    return RetrainWindow(schedule=recipe.retraining(0), min_events=FEW, window=recipe.window)
+    knobs = recipe.tuned("retrain-window", schedule=recipe.retraining(0), window=recipe.window)
+    return RetrainWindow(min_events=FEW, **knobs)
 
 
-def _replay(recipe: Recipe, number: int) -> Updater:
-    return Replay(capacity=recipe.memory, schedule=recipe.schedule(), min_events=FEW)
+def _gdumb(recipe: Recipe, number: int) -> Updater:
+    """As many passes over its memory as the others have over an experience."""
+    knobs = recipe.tuned("gdumb", capacity=2 * recipe.memory)
+    kept = min(int(knobs["capacity"]), recipe.rows * (number + 1))
+    rate = recipe.rate if recipe.retrain_rate is None else recipe.retrain_rate
+    by = "y" if recipe.kind == "classes" else "condition"
+    derived = {"by": by, "schedule": recipe.schedule(rows=kept, rate=rate), "min_events": 1}
+    return GDumb(**{**derived, **knobs})
 
 
-def _balanced(recipe: Recipe, number: int) -> Updater:
-    return Replay(
-        capacity=recipe.memory, keep="balanced", schedule=recipe.schedule(), min_events=FEW
-    )
+def _exemplars(recipe: Recipe) -> Exemplars:
+    return Exemplars(capacity=recipe.memory, replays=1, keep="class-ring")
 
 
-MONTH = 28  # blocks of a day
+def _of(name: str, title: str, family: Family, make: Make, **facts: Any) -> Strategy:
+    return Strategy(name=name, title=title, family=family, make=make, **facts)
+
+
 _REFERENCES = (
-    Strategy(
-        name="frozen", title="Frozen", family="reference", make=lambda recipe, number: Frozen()
-    ),
-    Strategy(name="naive", title="Fine-tune", family="reference", make=_naive),
-    Strategy(
-        name="retrain", title="Retrain", family="reference", make=_retrain, whole=True, every=MONTH
-    ),
-    Strategy(
-        name="retrain-window",
-        title="Retrain on a window",
-        family="reference",
-        make=_window,
-        whole=True,
-        every=MONTH,
-    ),
-    Strategy(
-        name="recalibrate",
-        title="Recalibrate",
-        family="reference",
-        make=lambda recipe, number: Recalibrate(),
+    _of("frozen", "Frozen", "reference", lambda recipe, number: Frozen()),
+    _of("naive", "Fine-tune", "reference", _tuned("naive", FineTune)),
+    _of("retrain", "Retrain", "reference", _retrain, whole=True, every=MONTH),
+    _of("retrain-window", "Retrain on a window", "reference", _window, whole=True, every=MONTH),
+    _of(
+        "recalibrate",
+        "Recalibrate",
+        "reference",
+        lambda recipe, number: Recalibrate(),
         kinds=("vertex",),
     ),
 )
 _REPLAY = (
-    Strategy(name="replay", title="Replay", family="replay", make=_replay),
-    Strategy(name="replay-balanced", title="Replay, balanced", family="replay", make=_balanced),
+    _of("replay", "Replay", "replay", _tuned("replay", Replay, capacity=_memory)),
+    _of(
+        "replay-balanced",
+        "Replay, balanced by condition",
+        "replay",
+        _tuned("replay-balanced", Replay, capacity=_memory, keep="balanced"),
+    ),
+    _of(
+        "replay-classes",
+        "Replay, balanced by class",
+        "replay",
+        _tuned("replay-classes", Replay, capacity=_memory, keep="balanced", by="y"),
+        kinds=CLASSES,
+    ),
+    _of(
+        "replay-hard",
+        "Replay of hard events",
+        "replay",
+        _tuned("replay-hard", Replay, capacity=_memory, keep="hard"),
+    ),
+    _of(
+        "replay-8bit",
+        "Replay, 8-bit inputs",
+        "replay",
+        _tuned("replay-8bit", Replay, capacity=_memory, bits=8),
+    ),
+    _of(
+        "replay-1pct",
+        "Replay of 1 %",
+        "replay",
+        _tuned("replay-1pct", Replay, capacity=_share(0.01)),
+    ),
+    _of("dark", "Dark replay", "replay", _tuned("dark", DarkReplay, capacity=_memory)),
+    _of("gdumb", "GDumb", "replay", _gdumb, whole=True, every=MONTH),
+    _of(
+        "generative",
+        "Generative replay",
+        "replay",
+        _tuned("generative", GenerativeReplay),
+        kinds=CLASSES,
+    ),
+)
+_REGULARISATION = (
+    _of("ewc", "EWC", "regularisation", _tuned("ewc", EWC)),
+    _of("online-ewc", "Online EWC", "regularisation", _tuned("online-ewc", OnlineEWC)),
+    _of("si", "Synaptic intelligence", "regularisation", _tuned("si", SynapticIntelligence)),
+    _of("mas", "MAS", "regularisation", _tuned("mas", MAS)),
+    _of("lwf", "LwF", "regularisation", _tuned("lwf", LwF)),
+)
+_DYNAMIC = (
+    _of("packnet", "PackNet masks", "dynamic", _tuned("packnet", PackNet), whole=True, every=MONTH),
+    _of("grow", "Growing layers", "dynamic", _tuned("grow", Grow), whole=True, every=MONTH),
+    _of(
+        "compress", "Pruning and bit widths", "dynamic", _tuned("compress", Compress),
+        whole=True, every=MONTH,
+    ),
+)  # fmt: skip
+_ONLINE = (
+    _of(
+        "online",
+        "Online",
+        "online",
+        _plain("online", OnlineFineTune, batch=_batch, rate=_rate),
+        once=True,
+    ),
+    _of(
+        "online-replay",
+        "Online replay",
+        "online",
+        _plain(
+            "online-replay", OnlineReplay, batch=_batch, replay=_batch, rate=_rate, capacity=_memory
+        ),
+        once=True,
+    ),
+    _of("slda", "Streaming LDA", "online", _plain("slda", StreamingLDA), once=True, kinds=CLASSES),
+    _of("ncm", "Nearest mean", "online", _plain("ncm", NearestMean), once=True, kinds=CLASSES),
+)
+_LABELS = (
+    _of("pseudo-labels", "Pseudo-labels", "few labels", _tuned("pseudo-labels", PseudoLabels)),
+    _of(
+        "adapt-normalisation",
+        "Normalisation from inputs",
+        "few labels",
+        _plain("adapt-normalisation", AdaptNormalisation, min_events=20),
+    ),
 )
 
-STRATEGIES: Mapping[str, Strategy] = {one.name: one for one in (*_REFERENCES, *_REPLAY)}
+
+def _embedded(name: str, title: str, kind: type[Updater], **knobs: Any) -> Strategy:
+    make = _plain(name, kind, min_events=1, **knobs)
+    return _of(name, title, "embedded", make, kinds=CLASSES, once=True)
+
+
+_EMBEDDED = (
+    _embedded("embedded-sgd", "Fixed-point SGD", EmbeddedSGD),
+    _embedded(
+        "embedded-replay", "Fixed-point SGD with exemplars", EmbeddedSGD, exemplars=_exemplars
+    ),
+    _embedded("embedded-dfa", "Direct feedback alignment", EmbeddedDFA),
+    _embedded("embedded-spsa", "SPSA", EmbeddedSPSA),
+    _embedded("embedded-lms", "Fixed-point last layer, LMS", EmbeddedLMS),
+    _embedded("embedded-rls", "Fixed-point last layer, RLS", EmbeddedRLS),
+)
+
+STRATEGIES: Mapping[str, Strategy] = {
+    one.name: one
+    for one in (
+        *_REFERENCES,
+        *_REPLAY,
+        *_REGULARISATION,
+        *_DYNAMIC,
+        *_ONLINE,
+        *_LABELS,
+        *_EMBEDDED,
+    )
+}
 
 
 def chosen(names: tuple[str, ...], kind: Kind) -> list[Strategy]:

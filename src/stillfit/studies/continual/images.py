@@ -43,10 +43,13 @@ def split(options: Options, seed: int) -> Setup:
         rate=0.001,
         cosine=False,
         memory=1000,
+        online_batch=10,
+        online_rate=0.05,
+        knobs={"gdumb": {"capacity": 4400}},
         classes=max(data.classes) + 1,
         inputs=data.x_train.shape[1],
     )
-    return _setup(met, recipe, (400, 400), seed)
+    return _setup(met, recipe, (400, 400), options, seed)
 
 
 def permuted(options: Options, seed: int) -> Setup:
@@ -64,12 +67,14 @@ def permuted(options: Options, seed: int) -> Setup:
         rate=0.001,
         cosine=False,
         memory=2000,
+        online_batch=10,
+        online_rate=0.05,
         # Ten times all that was seen would be 55 times an experience's training.
         retrain_rows=int(20 * options.effort * rows),
         classes=max(data.classes) + 1,
         inputs=data.x_train.shape[1],
     )
-    return _setup(met, recipe, (512,), seed)
+    return _setup(met, recipe, (512,), options, seed)
 
 
 def _cut_images(data: Images, options: Options) -> Images:
@@ -84,7 +89,13 @@ def _cut(one: Experience, options: Options) -> Experience:
     )
 
 
-def _setup(met: Sequence[Experience], recipe: Recipe, hidden: Sequence[int], seed: int) -> Setup:
+def _setup(
+    met: Sequence[Experience],
+    recipe: Recipe,
+    hidden: Sequence[int],
+    options: Options,
+    seed: int,
+) -> Setup:
     facts: dict[str, JSON] = {
         "pixels": recipe.inputs,
         "hidden": list(hidden),
@@ -104,4 +115,5 @@ def _setup(met: Sequence[Experience], recipe: Recipe, hidden: Sequence[int], see
         start=Model(build(architecture, FACTORIES).eval(), task, architecture),
         score=of_classes,
         recipe=recipe,
+        labels=options.labels,
     )

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stillfit.core.arrays import n_bytes
+from stillfit.core.arrays import Index, n_bytes
 from stillfit.core.events import Examples
 from stillfit.core.predictive import Categorical
 from stillfit.core.seeds import Seeds
 from stillfit.core.values import Candidate
 from stillfit.models.model import Model, count_macs, footprint
 from stillfit.studies.continual.catalogue import Strategy
-from stillfit.studies.continual.setting import Figures, Setup
+from stillfit.studies.continual.setting import Figures, Setup, drawn
 from stillfit.studies.experiences import Experience
 from stillfit.updaters.contract import Declined, Learner, Updater
 
@@ -78,19 +78,21 @@ class Kept:
     """The labelled store of one journey: the experiences that were met, and what they weigh.
 
     Experiences are made again when they are asked for, so that a strategy that needs no store
-    does not pay for one.
+    does not pay for one. `waiting`: rows of the newest experience whose labels have not come.
     """
 
     def __init__(self, experiences: Sequence[Experience]) -> None:
         self.experiences = experiences
-        self.met: list[tuple[int, slice]] = []
+        self.met: list[tuple[int, Index]] = []
+        self.waiting = Examples.empty()
         self.handed = 0
 
-    def add(self, number: int, rows: slice) -> None:
-        """Rows of experience `number` were labelled; later calls replace earlier ones."""
+    def add(self, number: int, rows: Index, waiting: Examples | None = None) -> None:
+        """Rows of experience `number` have labels; later calls replace earlier ones."""
         if self.met and self.met[-1][0] == number:
             self.met.pop()
         self.met.append((number, rows))
+        self.waiting = Examples.empty() if waiting is None else waiting
 
     def all(self) -> Examples:
         parts = [self.experiences[number].train.take(rows) for number, rows in self.met]
@@ -106,6 +108,12 @@ class Kept:
             if not newer.all():
                 break
         return self._handed(Examples.join(parts[::-1]))
+
+    def unlabelled(self, condition: str, limit: int) -> Examples:
+        """The newest rows that wait for labels, without targets."""
+        found = self.waiting.where(condition) if len(self.waiting) else self.waiting
+        found = found.take(slice(max(0, len(found) - limit), len(found)))
+        return self._handed(replace(found, targets={}))
 
     def _handed(self, examples: Examples) -> Examples:
         self.handed = max(self.handed, examples.nbytes)
@@ -201,22 +209,24 @@ def _walker(setup: Setup, strategy: Strategy, seed: int) -> _Walker:
 
 def _walk(setup: Setup, strategy: Strategy, seed: int) -> Journey:
     walker = _walker(setup, strategy, seed)
-    rows = [_row(setup, setup.start)]
+    matrix = [_row(setup, setup.start)]
     recovery: list[Recovery] = []
     if setup.trained is not None:
         first = setup.experiences[0].train
         walker.kept.add(0, slice(0, len(first)))
         walker.begin(first)
-        rows.append(_row(setup, setup.trained))
-    for number in range(len(rows) - 1, len(setup.experiences)):
+        matrix.append(_row(setup, setup.trained))
+    for number in range(len(matrix) - 1, len(setup.experiences)):
         train = setup.experiences[number].train
+        rows, waiting = _labelled(train, setup.labels)
         changed, before = False, 0
         updater = strategy.make(setup.recipe, number)
-        for upto in _portions(setup, strategy, len(train)):
-            new = train.take(slice(before, upto))
-            walker.kept.add(number, slice(0, upto))
+        for upto in _portions(setup, strategy, len(rows)):
+            late = np.concatenate([rows[upto:], waiting])
+            walker.kept.add(number, rows[:upto], train.take(late) if len(late) else None)
+            new = train.take(rows[before:upto])
             walker.observe(updater, new, number, upto)
-            fresh = new if strategy.once else train.take(slice(0, upto))
+            fresh = new if strategy.once or not before else train.take(rows[:upto])
             changed |= walker.update(updater, number, fresh, upto)
             before = upto
             if setup.portions:
@@ -225,13 +235,23 @@ def _walk(setup: Setup, strategy: Strategy, seed: int) -> Journey:
                     Recovery(number, setup.names[number], upto, name, value)
                     for name, value in found.items()
                 ]
-        rows.append(_row(setup, walker.serving) if changed else rows[-1])
-    matrices = {name: np.array([[at[name] for at in row] for row in rows]) for name in rows[0][0]}
+        matrix.append(_row(setup, walker.serving) if changed else matrix[-1])
+    matrices = {
+        name: np.array([[at[name] for at in row] for row in matrix]) for name in matrix[0][0]
+    }
     return _finished(walker, matrices, recovery)
 
 
 def _row(setup: Setup, model: Model) -> list[Figures]:
     return setup.score(model, setup.tests)
+
+
+def _labelled(train: Examples, share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows whose labels come, at least one, and the others."""
+    if share == 1:
+        return np.arange(len(train)), np.zeros(0, np.int64)
+    rows = drawn(len(train), max(1, round(share * len(train))))
+    return rows, np.setdiff1d(np.arange(len(train)), rows)
 
 
 def _portions(setup: Setup, strategy: Strategy, rows: int) -> list[int]:

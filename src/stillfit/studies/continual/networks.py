@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stillfit.models.model import Factory
 from stillfit.sensing.networks import FACTORIES as SENSING
 from stillfit.studies.dead_regions import FACTORIES as TRACKS
 
 
-class PixelNetwork(nn.Module):
+class PixelNetwork(nn.Sequential):
     """Dense ReLU layers on pixels between 0 and 1, which are not standardised.
 
     A pixel that is almost always black in the first experience would have a deviation near 0 and
@@ -27,17 +27,12 @@ class PixelNetwork(nn.Module):
         classes: int = 10,
         seed: int = 0,
     ) -> None:
-        super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             layers: list[nn.Module] = []
             for before, after in pairwise([pixels, *hidden]):
                 layers += [nn.Linear(before, after), nn.ReLU()]
-            self.layers = nn.Sequential(*layers, nn.Linear([pixels, *hidden][-1], classes))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layers(x)
-        return out
+            super().__init__(*layers, nn.Linear([pixels, *hidden][-1], classes))
 
 
 FACTORIES: Mapping[str, Factory] = {"studies.pixels": PixelNetwork, **TRACKS, **SENSING}

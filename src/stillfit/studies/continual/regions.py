@@ -54,6 +54,7 @@ def tracks(options: Options, seed: int) -> Setup:
         start=start,
         score=of_tracks,
         recipe=recipe,
+        labels=options.labels,
         trained=first_training(start, met[0], schedule, seed),
     )
 

@@ -76,14 +76,20 @@ def lines(found: Found, scenario: str) -> list[Line]:
                 against=_difference(mine.get(end, {}), values.get(RIVAL, {}).get(end, {})),
                 metrics=known,
                 costs=costs,
-                why="" if known else _why(runs),
+                why=_why(runs, bool(known)),
             )
         )
     return made
 
 
-def _why(runs: Sequence[Row]) -> str:
-    said = [str(run["because"]) for run in runs if run.get("because")]
+def _why(runs: Sequence[Row], judged: bool) -> str:
+    """Why there are no figures, or no update, or why the device could not do it."""
+    said = [
+        str(run["because"])
+        for run in runs
+        if run.get("because")
+        and (not judged or not run.get("updates") or "bytes of RAM" in run["because"])
+    ]
     return said[0].strip().splitlines()[-1] if said else ""
 
 

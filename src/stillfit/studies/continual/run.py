@@ -26,11 +26,13 @@ import torch
 
 from stillfit.core.errors import ConfigError, StillfitError
 from stillfit.core.tables import did_you_mean
+from stillfit.core.values import Budget
 from stillfit.studies.continual.catalogue import STRATEGIES, Strategy, chosen
 from stillfit.studies.continual.journey import CURVE, Journey, travel
 from stillfit.studies.continual.scenarios import SCENARIOS, kind_of
 from stillfit.studies.continual.setting import LOWER, Options, Recipe, Scenario, Setup
 from stillfit.studies.continual_metrics import last_class, metrics
+from stillfit.updaters.embedded import EmbeddedBudget
 
 Row: TypeAlias = dict[str, Any]
 BASELINE = "last-class"
@@ -217,10 +219,14 @@ def _key(options: Options, scenario: str, seed: int, strategy: str, stored: Row)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
-def _recipe(stored: Row) -> Recipe:
-    from stillfit.core.values import Budget
+def _recipe_row(recipe: Recipe) -> Row:
+    return {**asdict(recipe), "device": isinstance(recipe.budget, EmbeddedBudget)}
 
-    return Recipe(**{**stored, "budget": Budget(**stored["budget"])})
+
+def _recipe(stored: Row) -> Recipe:
+    known = {name: value for name, value in stored.items() if name != "device"}
+    kind = EmbeddedBudget if stored["device"] else Budget
+    return Recipe(**{**known, "budget": kind(**stored["budget"])})
 
 
 @lru_cache(maxsize=1)
@@ -237,7 +243,7 @@ def _one(task: tuple[Options, Path, tuple[str, int, str]]) -> Row:
     head = {"scenario": name, "strategy": strategy, "seed": seed}
     setup = _setup(name, options, seed)
     began = time.perf_counter()
-    part: Row = {"recipe": asdict(setup.recipe)}
+    part: Row = {"recipe": _recipe_row(setup.recipe)}
     try:
         journey = travel(setup, STRATEGIES[strategy], seed)
         part |= _rows(scenario, setup, STRATEGIES[strategy], journey, head)
@@ -281,6 +287,10 @@ def _rows(scenario: Scenario, setup: Setup, strategy: Strategy, journey: Journey
     # What a device needs: the network, the learner, and the labelled rows that must lie ready.
     kinds = ("weight_bytes", "memory_bytes", "store_bytes", "fresh_bytes")
     done["ram_bytes"] = sum(int(done[kind]) for kind in kinds)
+    if setup.ram is not None and done["ram_bytes"] > setup.ram:
+        done["because"] = (
+            f"needs {done['ram_bytes']:,} bytes of RAM where the device has {setup.ram:,}"
+        )
     part: Row = {"runs": [done], "steps": [{**head, **asdict(step)} for step in steps]}
     part["recovery"] = [{**head, **point._asdict()} for point in journey.recovery]
     part["matrix"] = [

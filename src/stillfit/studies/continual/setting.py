@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stillfit.core.errors import ConfigError
 from stillfit.core.events import Examples
 from stillfit.core.seeds import Seeds
-from stillfit.core.values import Budget
+from stillfit.core.values import JSON, Budget
 from stillfit.models.model import Model
 from stillfit.models.training import Schedule
 from stillfit.studies.experiences import Experience
@@ -31,15 +31,19 @@ class Options:
 
     `data`: the file that a scenario reads. `effort`: factor on all training (1: as published or
     as docs/learning says). `rows`, `test_rows`: at most so many of each experience, None for all:
-    a quick look, whose figures are not those of the tables.
+    a quick look, whose figures are not those of the tables. `labels`: share of the rows of each
+    experience whose labels ever come; strategies that read inputs alone have the others too.
     """
 
     data: Path | None = None
     effort: float = 1.0
     rows: int | None = None
     test_rows: int | None = None
+    labels: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.labels <= 1:
+            raise ConfigError(f"labels must be a share above 0 and at most 1, got {self.labels}")
         if not 0 < self.effort <= 100:
             raise ConfigError(f"effort must be above 0 and at most 100, got {self.effort}")
         for name in ("rows", "test_rows"):
@@ -62,7 +66,9 @@ class Recipe:
     batches of `batch` at `rate`. `memory`: examples that a replay strategy may store.
     `retrain_rows`: rows gone through by one retraining; None: `epochs` times all that was seen.
     `window`: seconds that hold the newest experience and no older one. `classes`: of labels, 2 for
-    tracks. `budget`: what every update must keep to.
+    tracks. `budget`: what every update must keep to. `online_batch`, `online_rate`: of one pass
+    with SGD. `knobs`: by strategy, where a scenario's published or tried ones differ from what
+    the catalogue derives.
     """
 
     scenario: str
@@ -83,6 +89,13 @@ class Recipe:
     classes: int = 0
     inputs: int = 0
     budget: Budget = field(default_factory=Budget)
+    online_batch: int = 1
+    online_rate: float = 0.01
+    knobs: Mapping[str, Mapping[str, JSON]] = field(default_factory=dict)
+
+    def tuned(self, strategy: str, **derived: Any) -> dict[str, Any]:
+        """What the catalogue derives, and over it what the scenario says of this strategy."""
+        return {**derived, **self.knobs.get(strategy, {})}
 
     def schedule(
         self,
@@ -121,7 +134,8 @@ class Setup:
     same initial training for all strategies, which then begin with it; None: every strategy
     learns the first experience in its own way. `tests`: held-out rows of every condition.
     `portions`: labelled events of a condition after which there is an update, besides that with
-    all of them. `prequential`: experiences are tested and then learned, each once.
+    all of them. `labels`: see `Options`. `ram`: bytes that the device has, None for no limit.
+    `prequential`: experiences are tested and then learned, each once.
     """
 
     experiences: Sequence[Experience]
@@ -133,6 +147,8 @@ class Setup:
     trained: Model | None = None
     portions: tuple[int, ...] = ()
     prequential: bool = False
+    labels: float = 1.0
+    ram: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,6 +128,7 @@ def vertex_setup(
         recipe=recipe,
         trained=trained,
         portions=PORTIONS,
+        labels=options.labels,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from stillfit.core.seeds import Seeds
-from stillfit.core.values import Budget
+from stillfit.core.values import JSON, Budget
 from stillfit.models.model import Architecture, Model, build, footprint
 from stillfit.models.task import Classification
 from stillfit.models.training import Prepared, Schedule, fit
@@ -18,6 +18,7 @@ from stillfit.studies.continual.networks import FACTORIES
 from stillfit.studies.continual.scoring import of_classes
 from stillfit.studies.continual.setting import Options, Recipe, Setup, capped
 from stillfit.studies.experiences import Experience, activity
+from stillfit.updaters.embedded import EmbeddedBudget
 
 READS = "the recordings of worn sensors, such as har-sp-sw.parquet"
 # RAM for network and learner together; a phone spares a few MB for one of its services.
@@ -53,18 +54,19 @@ def wearers(
     ]
     classes = int(windows.activity.max()) + 1
     width = int(np.prod(np.asarray(met[0].train.inputs[column]).shape[1:]))
-    facts: dict[str, object] = (
+    facts: dict[str, JSON] = (
         {"features": width, "hidden": [64, 32], "outputs": classes}
         if network == "mlp"
         else {"classes": classes, "seed": seed, "time": windows.raw.shape[-1]}
     )
-    architecture = Architecture(f"sensing.{network}", facts)  # type: ignore[arg-type]
+    architecture = Architecture(f"sensing.{network}", facts)
     task = Classification(features=(column,), classes=classes)
     drawn = task.fresh(build(architecture, FACTORIES), met[0].train, Seeds(seed).integer("network"))
     start = Model(drawn.eval(), task, architecture)
     budget = Budget()
     if device is not None:
-        budget = Budget(memory_bytes=RAM[device] - footprint(drawn).weight_bytes)
+        room = RAM[device] - footprint(drawn).weight_bytes
+        budget = EmbeddedBudget(memory_bytes=room, ram_bytes=RAM[device])
     rows = sum(len(one.train) for one in met) // len(met)
     recipe = Recipe(
         scenario="har" if device is None else f"har-{device}",
@@ -90,6 +92,8 @@ def wearers(
         start=start,
         score=of_classes,
         recipe=recipe,
+        labels=options.labels,
+        ram=None if device is None else RAM[device],
         trained=first_training(start, met[0], Schedule(steps=FIRST, batch=32, rate=0.003), seed),
     )
 
