@@ -155,7 +155,7 @@ def test_the_cost_is_what_was_measured(learner, task):
     assert cost.stored_examples == learner.exemplars.capacity
     assert cost.steps == 240 + (239 if learner.exemplars.capacity else 0)
     assert cost.ram_bytes == account.ram_bytes
-    assert 0 < cost.macs_per_example <= account.macs
+    assert 0 < cost.macs_per_example == account.macs
     assert cost.seconds_per_example > 0
     assert cost.fraction_bits == 12
 
@@ -182,6 +182,25 @@ def test_a_state_of_another_network_is_loaded_anew_and_keeps_its_examples():
     # Kept inputs were standardised by scales that no longer hold: they are dropped.
     scaled = Model(REGRESSION.fresh(other.network, fresh, 2), REGRESSION, other.architecture)
     assert update(learner, scaled, state, fresh).learner["counts"] == 240
+
+
+def test_an_event_that_is_given_again_is_not_learned_again():
+    learner, serving = EmbeddedSGD(recall=300), model(REGRESSION)
+    fresh = examples(REGRESSION, first=1000)
+    first = update(learner, serving, {}, fresh.take(slice(0, 120)))
+    again = update(learner, first.model, first.learner, fresh.take(slice(0, 120)))
+    assert again == Declined(
+        "learning on the device, each event once, needs 100 labelled events of the new condition "
+        "and has 0; it will have them when more labels arrive",
+        early=True,
+    )
+    rest = update(learner, first.model, first.learner, fresh)
+    assert rest.cost.examples == 120
+    whole = update(learner, serving, {}, fresh)
+    assert same(rest.model.weights(), whole.model.weights())
+    # A version that has not learned them does not take them for learned.
+    assert update(learner, serving, first.learner, fresh).cost.examples == 240
+    assert len(rest.learner["recent"]) == len(first.learner["recent"]) == 300
 
 
 # -- limits of the knobs ------------------------------------------------------------------------
@@ -438,6 +457,7 @@ def test_a_state_of_other_knobs_is_an_error_that_says_so():
         (lambda: EmbeddedSGD(loss="mse"), "no loss 'mse' on a device"),
         (lambda: EmbeddedSGD(noise="no"), "noise is learned or frozen"),
         (lambda: EmbeddedSGD(score=8.0), "score must lie above 0 and below 8"),
+        (lambda: EmbeddedSGD(recall=-1), "recall must be 0 ids or more"),
         (lambda: EmbeddedSGD(min_events=0), "min_events must be 1 or more"),
         (lambda: EmbeddedSGD(last_layers=0), "last_layers must be 1 or more"),
         (lambda: EmbeddedDFA(feedback="none"), "feedback is random, sign or serving"),

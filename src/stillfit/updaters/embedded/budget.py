@@ -15,9 +15,10 @@ class EmbeddedCost(Cost):
     """The cost of learning on a device.
 
     `macs_per_example`: multiplications of a whole learning step (forward, errors, update, and
-    those of replayed examples), counted by the loops that ran. `ram_bytes`: of all static arrays
-    that change. `constant_bytes`: of those that do not (tables, feedback, frozen layers, scales),
-    which a device may keep in flash. `seconds_per_example`: on the machine that ran it.
+    those of replayed examples) by the bounds of its loops; a test counts them in the loops.
+    `ram_bytes`: of all static arrays that change. `constant_bytes`: of those that do not (tables,
+    feedback, frozen layers, scales), which a device may keep in flash. `seconds_per_example`: on
+    the machine that ran it.
     """
 
     ram_bytes: int = 0

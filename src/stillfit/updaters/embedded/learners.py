@@ -33,6 +33,7 @@ _KEEP = {
     "ring": kernels.RING,
     "class-ring": kernels.CLASS_RING,
 }
+_NO_ID = np.iinfo(np.int64).min
 _LOSS = {"softmax": kernels.SOFTMAX, "squared": kernels.SQUARED, "hinge": kernels.HINGE}
 
 
@@ -85,7 +86,9 @@ class EmbeddedLearner(Updater):
     error of the mean. `noise`: of a network that states a log-variance s, its output learns by
     (1 - error^2 exp(-s)) / 2 in the last layer alone (`learned`), or stays as it is (`frozen`);
     it never reaches the hidden layers, where it could spoil the mean.
-    `device`: limits that hold besides the budget of each update.
+    `device`: limits that hold besides the budget of each update. `recall`: ids of so many learned
+    events are kept beside the device (8 bytes each, no RAM of its), and an event that is given
+    again is not learned again; 0 leaves that to the caller.
 
     A state whose weights are not those that serve (another rung's version serves) is loaded anew
     from the serving network; kept examples stay while the input and target scales do.
@@ -98,6 +101,7 @@ class EmbeddedLearner(Updater):
     noise: Literal["learned", "frozen"] = "learned"
     exemplars: Exemplars = field(default_factory=Exemplars)
     device: EmbeddedBudget = field(default_factory=EmbeddedBudget)
+    recall: int = 0
     min_events: int = 100
 
     program: ClassVar[int]
@@ -115,6 +119,8 @@ class EmbeddedLearner(Updater):
                 f"score must lie above 0 and below {self.numbers.limit:g}, where the numbers "
                 f"end, got {self.score:g}"
             )
+        if self.recall < 0:
+            raise ConfigError(f"recall must be 0 ids or more, got {self.recall}")
         if self.min_events < 1:
             raise ConfigError(f"min_events must be 1 or more, got {self.min_events}")
 
@@ -130,7 +136,7 @@ class EmbeddedLearner(Updater):
         if plan.capacity and len(examples):
             x = dense.inputs(examples.inputs, self.numbers)
             kernels.fill(made, plan, x, dense.targets(examples, self.numbers))
-        return self._packed(made, dense)
+        return self._packed(made, dense, examples.ids[:0])
 
     def update(
         self,
@@ -152,11 +158,15 @@ class EmbeddedLearner(Updater):
         if outside is not None:
             return Declined(outside)
         plan = self.plan(dense)
-        made = self._resumed(dense, plan, serving, learner, rng)
+        made, recent = self._resumed(dense, plan, serving, learner, rng)
         need = devices.account(made, plan)
-        refused = self._refused(need, budget, n_bytes(self._packed(made, dense)))
+        refused = self._refused(need, budget, n_bytes(self._packed(made, dense, recent)))
         if refused is not None:
             return Declined(refused)
+        fresh = fresh.take(~np.isin(fresh.ids, recent))
+        few = too_few(fresh, self.min_events, "learning on the device, each event once,")
+        if few is not None:
+            return few
         x = dense.inputs(fresh.inputs, self.numbers)
         t = dense.targets(fresh, self.numbers)
         kernels.learn(
@@ -165,7 +175,7 @@ class EmbeddedLearner(Updater):
         meter = Meter.start(self, rng)
         before = int(made.counts.sum())
         started = time.perf_counter()
-        macs = int(kernels.learn(made, plan, x, t))
+        kernels.learn(made, plan, x, t)
         per_example = (time.perf_counter() - started) / len(x)
         model = serving.with_weights(
             {**serving.weights(), **dense.named(self.numbers.floats(made.weights))}
@@ -173,12 +183,11 @@ class EmbeddedLearner(Updater):
         if isinstance(model.network, Uncertain):  # what the method fits once a network is trained
             fit(model, Prepared.of(model, fresh), Schedule(steps=0), rng)
         steps = len(x) + plan.replays * (len(x) if before else len(x) - 1)
-        whole = meter.finish(
-            model, self._packed(made, dense), [fresh], Budget(), steps=steps, stored=need.stored
-        )
+        state = self._packed(made, dense, np.concatenate([recent, fresh.ids]))
+        whole = meter.finish(model, state, [fresh], Budget(), steps=steps, stored=need.stored)
         if isinstance(whole, Declined):
             return whole
-        cost = self._cost(whole.cost, need, math.ceil(macs / len(x)), per_example)
+        cost = self._cost(whole.cost, need, per_example)
         for limits in (budget, self.device):
             over = limits.exceeded_by(cost)
             if over is not None:
@@ -272,21 +281,27 @@ class EmbeddedLearner(Updater):
         serving: Model,
         learner: Learner,
         rng: np.random.Generator,
-    ) -> Device:
-        made = self._loaded(dense, plan, serving, rng)
+    ) -> tuple[Device, NDArray[np.int64]]:
+        """The device as it goes on, and the ids of what its weights have learned last."""
+        made, nothing = self._loaded(dense, plan, serving, rng), np.zeros(0, np.int64)
         if not learner:
-            return made
+            return made, nothing
         was = devices.restore(made, learner)
         if not np.array_equal(learner["scales"], _scales(dense)):
-            return made
+            return made, nothing
         if np.array_equal(was.weights, made.weights):
-            return was
+            return was, learner.get("recent", nothing)
         return made._replace(
             kept_x=was.kept_x, kept_t=was.kept_t, counts=was.counts, random=was.random
-        )
+        ), nothing
 
-    def _packed(self, made: Device, dense: Dense) -> dict[str, Array]:
-        return {**devices.state(made), "scales": _scales(dense)}
+    def _packed(self, made: Device, dense: Dense, learned: NDArray[np.int64]) -> dict[str, Array]:
+        state = {**devices.state(made), "scales": _scales(dense)}
+        if self.recall:  # always as long, so that the first update pays what the last one does
+            state["recent"] = np.full(self.recall, _NO_ID, np.int64)
+            newest = learned[-self.recall :]
+            state["recent"][self.recall - len(newest) :] = newest
+        return state
 
     # -- limits -----------------------------------------------------------------------------------
 
@@ -305,7 +320,7 @@ class EmbeddedLearner(Updater):
 
     def _refused(self, need: Account, budget: Budget, kept: int) -> str | None:
         """Which limit the update would exceed, known before it runs."""
-        cost = self._cost(Cost(memory_bytes=kept, stored_examples=need.stored), need, need.macs, 0)
+        cost = self._cost(Cost(memory_bytes=kept, stored_examples=need.stored), need, 0.0)
         for limits in (budget, self.device):
             over = limits.exceeded_by(cost)
             if over is not None:
@@ -313,11 +328,11 @@ class EmbeddedLearner(Updater):
                 return f"the update was not started: {would}; in all {need}"
         return None
 
-    def _cost(self, cost: Cost, need: Account, macs: int, seconds: float) -> EmbeddedCost:
+    def _cost(self, cost: Cost, need: Account, seconds: float) -> EmbeddedCost:
         return EmbeddedCost(
             memory_bytes=cost.memory_bytes,
             stored_examples=cost.stored_examples,
-            macs_per_example=macs,
+            macs_per_example=need.macs,
             seconds=cost.seconds,
             examples=cost.examples,
             steps=cost.steps,
