@@ -17,12 +17,13 @@ from stillfit.l1t.e2e import E2E
 from stillfit.l1t.library import load
 from stillfit.l1t.recipe import vertex_examples
 from stillfit.l1t.vertex import VertexTask
+from stillfit.models import uncertain
 from stillfit.models.model import Architecture, Model, count_macs, footprint
 from stillfit.models.networks import MLP
 from stillfit.models.task import Classification, Regression
 from stillfit.models.tensors import tensors
 from stillfit.models.training import Prepared, Schedule, fit
-from stillfit.uncertainty.methods import METHODS
+from stillfit.uncertainty.methods import FACTORIES
 from stillfit.updaters.contract import Declined
 from stillfit.updaters.references import FineTune
 from stillfit.updaters.regularisation import EWC, MAS, LwF, OnlineEWC, SynapticIntelligence
@@ -305,7 +306,7 @@ def test_of_two_parameters_as_far_away_the_more_important_is_pulled_more():
     np.testing.assert_allclose(found["implicit"], [1 / 1.1, 1 / 1.9], rtol=1e-6)
 
 
-def _towards(target, curvature, well, pull, optimiser, steps=1500):
+def _towards(target, curvature, well, pull, optimiser, steps=1000):
     """Minimise curvature / 2 (theta - target)^2 inside a well; where theta comes to rest."""
     network = nn.Linear(1, 2, bias=False)
     nn.init.zeros_(network.weight)
@@ -394,7 +395,7 @@ def test_in_small_steps_the_path_sums_to_the_fall_of_the_tasks_loss(task, held):
     """A line integral of a gradient field, also where a well pulls the parameters elsewhere."""
     serving = model(task)
     data = Prepared.of(serving, examples(task, n=100))
-    schedule = Schedule(steps=400, batch=100, rate=0.0005, cosine=False, clip=1e9)
+    schedule = Schedule(steps=200, batch=100, rate=0.001, cosine=False, clip=1e9)
     well = None
     if held:
         anchors = weights_of(model(task, seed=8).network)
@@ -644,23 +645,24 @@ def test_a_state_of_another_network_is_an_error_that_says_so(kind):
 
 TINY_STEPS = Schedule(steps=4, batch=40, rate=0.01)
 CHEAP = {"auxiliary": {"folds": 0, "steps": 5}, "mc-dropout": {"samples": 4}}
-WRAPPED = (
-    "deep-ensemble", "mc-dropout", "bayesian", "moments", "quantiles", "evidential", "auxiliary",
-    "laplace",
-)  # fmt: skip
+WRAPPED = [
+    *[("deep-ensemble", kind) for kind in ALL],
+    *[(name, kind) for name in ("mc-dropout", "bayesian") for kind in (EWC, MAS, LwF)],
+    *[(name, EWC) for name in ("quantiles", "evidential", "auxiliary", "laplace")],
+    *[(name, LwF) for name in ("moments", "quantiles", "evidential", "laplace")],
+    *[(name, MAS) for name in ("moments", "auxiliary")],
+    ("laplace", SynapticIntelligence),
+]
 
 
-@each
-@pytest.mark.parametrize("name", WRAPPED)
+@pytest.mark.parametrize(
+    ("name", "kind"), WRAPPED, ids=lambda part: part if isinstance(part, str) else part.__name__
+)
 def test_it_works_on_top_of_networks_that_state_their_uncertainty(name, kind):
-    from stillfit.models import uncertain
-    from stillfit.uncertainty.methods import FACTORIES
-
     old = examples(REGRESSION, n=40, condition="old")
     fresh = examples(REGRESSION, n=40, first=1000, centre=1.0)
     plain = FACTORIES[name](network=MLP(2, [6]), **CHEAP.get(name, {}))
     serving = model(REGRESSION, uncertain.fresh(REGRESSION, plain, old, 0))
-    assert name in METHODS
     updater = kind(schedule=TINY_STEPS, min_events=20)
     learner = updater.begin(serving, old, rng=rng(1))
     found = update(updater, serving, learner, fresh)
@@ -733,7 +735,7 @@ def test_one_class_or_a_constant_target_is_learned_from(kind):
 
 
 @each
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
+@pytest.mark.parametrize("bad", [np.nan, 1e300])
 def test_a_diverging_update_has_finite_weights_and_leaves_the_state(kind, bad):
     serving, old, fresh = world(REGRESSION)
     updater = kind(schedule=SHORT)

@@ -146,11 +146,13 @@ class Anchored(Updater):
     ) -> Learner:
         """The state where it belongs to the serving network, else one that was begun anew."""
         newest = self.newest(learner)
-        if not newest or not self.penalty:
+        if not newest:
             return learner
         belongs(newest, serving.network)
         own = weights_of(serving.network)
-        if all(np.array_equal(own[name], anchor) for name, anchor in newest.items()):
+        if not self.penalty or all(
+            np.array_equal(own[name], anchor) for name, anchor in newest.items()
+        ):
             return learner
         kept = memory.all()
         earlier = kept.take(~np.isin(kept.ids, fresh.ids))

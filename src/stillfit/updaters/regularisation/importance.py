@@ -168,7 +168,7 @@ def _mean_over_events(
 
     Where all columns are dense, the gradients of many events come from one call (`vmap` over
     `torch.func.grad`), as many as fit in 32 MB. Events of ragged columns, and networks that
-    cannot be vectorised, go one by one: the same numbers, about 20 times the time for small
+    cannot be vectorised, go one by one: the same numbers, 16 to 27 times the time for small
     networks. The network's mode, buffers and `.grad` are left as they were.
     """
     network = model.network.eval()
