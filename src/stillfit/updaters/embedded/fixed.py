@@ -19,6 +19,8 @@ Rounding: TypeAlias = Literal["half-up", "nearest-even", "stochastic"]
 ROUNDINGS: tuple[Rounding, ...] = ("half-up", "nearest-even", "stochastic")
 HALF_UP, NEAREST_EVEN, STOCHASTIC = range(3)
 
+# Compiled into kernels.py: whoever changes a number here must touch that file too, since numba's
+# cache looks at it alone.
 # Rates and forgetting factors are integers of 1 / 2^16: an update of f fraction bits is then
 # rounded by f + 16 places, and a draw of the generator has 32.
 RATE_BITS = 16
