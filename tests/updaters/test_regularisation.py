@@ -1,5 +1,6 @@
 """Laws of EWC, online EWC, synaptic intelligence, MAS and LwF: limits, pulls, state, bad input."""
 
+import functools
 import math
 from dataclasses import replace
 
@@ -86,9 +87,19 @@ def world(task, network=None):
     """Serving model, events of the old condition and of the new one."""
     old = examples(task, condition="old")
     fresh = examples(task, first=1000, centre=2.0, shift=0.5)
-    serving = model(task, network)
-    fit(serving, Prepared.of(serving, old), Schedule(steps=40, batch=60, rate=0.03), rng(9))
-    return serving, old, fresh
+    return trained(task) if network is None else fitted(model(task, network), old), old, fresh
+
+
+@functools.cache
+def trained(task):
+    """Trained once for all tests: an update must not change it."""
+    torch.manual_seed(0)
+    return fitted(model(task), examples(task, condition="old"))
+
+
+def fitted(shown, old):
+    fit(shown, Prepared.of(shown, old), Schedule(steps=40, batch=60, rate=0.03), rng(9))
+    return shown
 
 
 def update(updater, serving, learner, fresh, kept=None, seed=3, budget=None):
