@@ -376,7 +376,7 @@ def test_what_is_not_a_number_is_named(where):
 
 def test_an_unseen_class_is_an_error_of_the_loss():
     fresh = replace(examples(CLASSES), targets={"y": np.full(60, 5)})
-    with pytest.raises(IndexError, match="out of bounds"):
+    with pytest.raises(DataError, match="hold the class 5 and the network has outputs for 0 to 2"):
         update(OnlineFineTune(), model(CLASSES), {}, fresh)
 
 
