@@ -746,6 +746,16 @@ def test_one_class_or_a_constant_target_is_learned_from(kind):
 
 
 @each
+def test_a_class_that_the_network_never_had_is_an_error(kind):
+    serving, old, fresh = world(CLASSES)
+    updater = kind(schedule=SHORT)
+    learner = updater.begin(serving, old, rng=rng(1))
+    strange = replace(fresh, targets={"y": np.full(len(fresh), 7)})
+    with pytest.raises(DataError, match="class 7 and the network has outputs for 0 to 2"):
+        update(updater, serving, learner, strange)
+
+
+@each
 @pytest.mark.parametrize("bad", [np.nan, 1e300])
 def test_a_diverging_update_has_finite_weights_and_leaves_the_state(kind, bad):
     serving, old, fresh = world(REGRESSION)

@@ -168,6 +168,21 @@ def test_gradients_of_all_events_in_one_call_are_those_of_single_events(task, wr
             np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("task", [REGRESSION, CLASSES], ids=["regression", "classes"])
+def test_no_event_of_dense_columns_goes_by_itself(task, monkeypatch):
+    """It would be right and 20 times slower, so only a test would see it."""
+
+    def slow(*of):
+        raise AssertionError("an event went by itself")
+
+    monkeypatch.setattr(importance, "_of_one", slow)
+    for wrap in (lambda n: n, lambda n: MCDropout(n, 0.5, samples=3), _bayesian):
+        shown = model(task, wrap(MLP(2, [5], 2 if task is REGRESSION else 3)))
+        data = prepared(shown, examples(task, n=10))
+        fisher(shown, data, "true", rng())
+        sensitivity(shown, data.inputs, rng())
+
+
 def test_chunks_change_nothing(monkeypatch):
     shown = model(CLASSES)
     data = prepared(shown, examples(CLASSES, n=30))
