@@ -165,6 +165,8 @@ class OnlineReplay(OnlineFineTune, Buffered):
 
     def begin(self, serving: Model, examples: Examples, *, rng: np.random.Generator) -> Learner:
         begun = OnlineFineTune.begin(self, serving, examples, rng=rng)
+        if not len(examples):
+            return begun
         return {**begun, **Buffered.begin(self, serving, examples, rng=rng)}
 
     def _remembered(self, learner: Learner, new: Examples) -> tuple[Examples, NDArray[np.bool_]]:
