@@ -10,8 +10,11 @@ import pytest
 
 from stillfit.apps import runfile
 from stillfit.apps.run import run_file
+from stillfit.apps.runfile import UPDATERS, of_kind
 from stillfit.core.errors import ConfigError, DataError
 from stillfit.registry import Registry, verify
+from stillfit.studies.continual.catalogue import STRATEGIES
+from stillfit.updaters.contract import Updater
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HEAD = """
@@ -149,3 +152,28 @@ def test_the_ntuple_example_runs(tmp_path: Path) -> None:
     )
     assert set(outcome.summary.lanes) == {"frozen", "ladder"}
     assert sum(row.n for row in outcome.summary.lanes["ladder"].fills) > 3000
+
+
+@pytest.mark.parametrize("kind", [kind for kind in UPDATERS if kind != "redeploy"])
+def test_every_strategy_can_be_named_with_its_defaults(kind: str) -> None:
+    made = of_kind(UPDATERS, {"kind": kind, "update_class": "bitstream"}, "run.toml [updaters.x]")
+    assert isinstance(made, Updater)
+    assert made.update_class == "bitstream"
+
+
+def test_every_strategy_of_the_studies_has_a_name_in_run_files() -> None:
+    """Or one that makes it from another by knobs alone."""
+    recipe_only = {"frozen", "naive", "replay-balanced", "replay-classes", "replay-hard"}
+    recipe_only |= {"replay-8bit", "replay-1pct", "embedded-replay"}
+    assert set(STRATEGIES) - recipe_only <= set(UPDATERS)
+
+
+def test_a_continual_lane_runs_and_its_learner_is_stored(tmp_path: Path) -> None:
+    path = small_table(tmp_path)
+    text = path.read_text().replace("\n[[lanes]]", '\n[updaters.online-ewc]\nkind = "online-ewc"\n'
+        'min_events = 50\nschedule = { steps = 20 }\n\n[[lanes]]\nname = "ewc"\n'
+        'rungs = ["online-ewc"]\n\n[[lanes]]', 1)  # fmt: skip
+    assert "online-ewc" in text
+    path.write_text(text)
+    outcome = run_file(path, out=tmp_path / "run")
+    assert "ewc" in outcome.summary.lanes

@@ -38,6 +38,7 @@ from stillfit.core.events import Block, Event, Examples, Labels
 from stillfit.core.seeds import Seeds
 from stillfit.loop import Lane, Plan, run
 from stillfit.models import uncertain
+from stillfit.models.growth import FACTORIES as GROWN
 from stillfit.models.model import Factory, Model, build, load_weights
 from stillfit.models.task import Regression
 from stillfit.models.training import Prepared, fit
@@ -83,7 +84,8 @@ def run_file(path: Path, *, out: Path | None = None, progress: Progress = silent
     torch.set_num_threads(1)  # see threads in docs/design.md
     settings = read(path)
     folder = out or settings.head.out or Path("runs") / path.stem
-    factories = {settings.head.network: _factory(settings, path.resolve().parent)}
+    # A lane whose updater changes the architecture stores versions of a grown network.
+    factories = {**GROWN, settings.head.network: _factory(settings, path.resolve().parent)}
     if settings.method:
         factories[settings.method] = method_factory(settings.method)
     claimed = RunDir.claim(folder, "run", Settings(settings.text))

@@ -36,6 +36,7 @@ from stillfit.l1t.season import Season
 from stillfit.l1t.vertex import VertexTask
 from stillfit.loop import Redeploy
 from stillfit.loop.plan import Rung
+from stillfit.models.fixed import FACTORIES as FIXED
 from stillfit.models.model import Architecture, Factory
 from stillfit.models.networks import MLP, WithNoise
 from stillfit.models.task import Classification, Regression, Task
@@ -46,6 +47,7 @@ from stillfit.monitors.dummies import EveryKth
 from stillfit.monitors.ks import ScoreKS
 from stillfit.monitors.late import LateMetric
 from stillfit.monitors.martingale import ConformalMartingale
+from stillfit.sensing.networks import FACTORIES as SENSING
 from stillfit.streams.contract import Stream
 from stillfit.streams.guard import GuardPolicy
 from stillfit.streams.labels import Labelling
@@ -54,9 +56,26 @@ from stillfit.streams.store import Keeping
 from stillfit.streams.tables import Table
 from stillfit.uncertainty.methods import FACTORIES as METHOD_FACTORIES
 from stillfit.uncertainty.methods import METHODS
+from stillfit.updaters.dynamic import Compress, Grow, PackNet
+from stillfit.updaters.embedded import (
+    EmbeddedDFA,
+    EmbeddedLMS,
+    EmbeddedRLS,
+    EmbeddedSGD,
+    EmbeddedSPSA,
+)
+from stillfit.updaters.labels import AdaptNormalisation, PseudoLabels
+from stillfit.updaters.online import (
+    NearestMean,
+    OnlineFineTune,
+    OnlineReplay,
+    RecursiveLeastSquares,
+    StreamingLDA,
+)
 from stillfit.updaters.recalibrate import Recalibrate
 from stillfit.updaters.references import FineTune, Retrain, RetrainWindow
-from stillfit.updaters.replay import Replay
+from stillfit.updaters.regularisation import EWC, MAS, LwF, OnlineEWC, SynapticIntelligence
+from stillfit.updaters.replay import DarkReplay, GDumb, GenerativeReplay, Replay
 
 T = TypeVar("T")
 
@@ -163,9 +182,32 @@ UPDATERS = {
     "redeploy": Redeploy,
     "recalibrate": Recalibrate,
     "finetune": FineTune,
-    "replay": Replay,
     "retrain": Retrain,
     "retrain-window": RetrainWindow,
+    "replay": Replay,
+    "dark": DarkReplay,
+    "gdumb": GDumb,
+    "generative": GenerativeReplay,
+    "ewc": EWC,
+    "online-ewc": OnlineEWC,
+    "si": SynapticIntelligence,
+    "mas": MAS,
+    "lwf": LwF,
+    "packnet": PackNet,
+    "grow": Grow,
+    "compress": Compress,
+    "online": OnlineFineTune,
+    "online-replay": OnlineReplay,
+    "slda": StreamingLDA,
+    "ncm": NearestMean,
+    "rls": RecursiveLeastSquares,
+    "pseudo-labels": PseudoLabels,
+    "adapt-normalisation": AdaptNormalisation,
+    "embedded-sgd": EmbeddedSGD,
+    "embedded-dfa": EmbeddedDFA,
+    "embedded-spsa": EmbeddedSPSA,
+    "embedded-lms": EmbeddedLMS,
+    "embedded-rls": EmbeddedRLS,
 }
 POLICIES = {
     "after-time": AfterTime,
@@ -307,7 +349,7 @@ def factory_of(name: str, folder: Path) -> Factory:
 
     The run file's folder is searched first, so that a network can lie beside its run file.
     """
-    shipped: Mapping[str, Factory] = {"mlp": MLP, **FACTORIES}
+    shipped: Mapping[str, Factory] = {"mlp": MLP, **FACTORIES, **SENSING, **FIXED}
     if name in shipped:
         return shipped[name]
     module_name, _, attribute = name.partition(":")

@@ -18,6 +18,7 @@ from stillfit.l1t.factories import FACTORIES
 from stillfit.l1t.season import Season
 from stillfit.loop import Lane, Plan, Redeploy
 from stillfit.loop.plan import Rung
+from stillfit.models.growth import FACTORIES as GROWN
 from stillfit.models.model import Model
 from stillfit.models.training import Schedule
 from stillfit.monitors.cusum import ErrorCusum, ScoreCusum
@@ -25,9 +26,13 @@ from stillfit.monitors.drift import InputDrift
 from stillfit.monitors.ks import ScoreKS
 from stillfit.monitors.late import LateMetric
 from stillfit.streams.store import Keeping
+from stillfit.updaters.dynamic import Compress, Grow, PackNet
+from stillfit.updaters.labels import PseudoLabels
+from stillfit.updaters.online import OnlineFineTune, OnlineReplay
 from stillfit.updaters.recalibrate import Recalibrate
 from stillfit.updaters.references import FineTune, Retrain, RetrainWindow
-from stillfit.updaters.replay import Replay
+from stillfit.updaters.regularisation import EWC, MAS, LwF, OnlineEWC, SynapticIntelligence
+from stillfit.updaters.replay import DarkReplay, GDumb, Replay
 
 # Columns whose distribution tells of the detector; pT and z0 follow the physics and the beams.
 WATCHED = ("chi2rz", "chi2rphi", "nstub", "quality")
@@ -51,18 +56,32 @@ def ways(effort: Effort) -> dict[str, tuple[str, dict[str, Rung]]]:
     Recalibration and tuning keep the circuit (reloadable weights); a retrained network is taken
     for a new constant-weight circuit, so it is built for hours and loaded between fills.
     """
+    tune = effort.tune
     recalibrate = Recalibrate()
-    replay = Replay(schedule=effort.tune, capacity=2000)
-    balanced = Replay(schedule=effort.tune, capacity=2000, keep="balanced")
+    replay = Replay(schedule=tune, capacity=2000)
+    balanced = Replay(schedule=tune, capacity=2000, keep="balanced")
     retrain = Retrain(schedule=effort.retrain, update_class="bitstream")
     window = RetrainWindow(schedule=effort.retrain, update_class="bitstream")
     return {
         "fasthisto": ("FastHisto", {}),
         "frozen": ("Frozen network", {}),
         "recalibrate": ("Recalibrate", {"recalibrate": recalibrate}),
-        "finetune": ("Fine-tune", {"finetune": FineTune(schedule=effort.tune)}),
+        "finetune": ("Fine-tune", {"finetune": FineTune(schedule=tune)}),
         "replay": ("Replay", {"replay": replay}),
         "replay-balanced": ("Replay, balanced", {"replay": balanced}),
+        "dark": ("Dark replay", {"dark": DarkReplay(schedule=tune, capacity=2000)}),
+        "gdumb": ("GDumb", {"gdumb": GDumb(schedule=effort.retrain, capacity=2000)}),
+        "ewc": ("EWC", {"ewc": EWC(schedule=tune)}),
+        "online-ewc": ("Online EWC", {"online-ewc": OnlineEWC(schedule=tune)}),
+        "si": ("Synaptic intelligence", {"si": SynapticIntelligence(schedule=tune)}),
+        "mas": ("MAS", {"mas": MAS(schedule=tune)}),
+        "lwf": ("LwF", {"lwf": LwF(schedule=tune)}),
+        "packnet": ("PackNet masks", {"packnet": PackNet(schedule=tune)}),
+        "grow": ("Growing layers", {"grow": Grow(schedule=tune)}),
+        "compress": ("Pruning and bit widths", {"compress": Compress(schedule=tune)}),
+        "online": ("Online", {"online": OnlineFineTune()}),
+        "online-replay": ("Online replay", {"online-replay": OnlineReplay()}),
+        "pseudo-labels": ("Pseudo-labels", {"pseudo-labels": PseudoLabels(schedule=tune)}),
         "retrain": ("Retrain", {"retrain": retrain}),
         "retrain-window": ("Retrain on a window", {"retrain": window}),
         "ladder": (
@@ -143,7 +162,7 @@ def season_plan(
         lanes=tuple(lanes),
         nominal=nominal,
         keeping=Keeping(budget_bytes=effort.store_bytes, held_out=0.3, seed=seed),
-        factories=FACTORIES,
+        factories={**FACTORIES, **GROWN},
         seeds=Seeds(seed),
         rate=scenario.fills * scenario.events / days,
         window=FromNotices(),
