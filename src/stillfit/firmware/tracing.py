@@ -359,3 +359,42 @@ def _unrolled(network: IntegerNetwork, name: str, shape: tuple[int, ...]) -> Non
             f"{name} unrolls to {products:,} products an input, of which at most "
             f"{MOST_PRODUCTS:,} are traced; prune it, shorten its input, or compute it in C"
         )
+
+
+def loaded(network: IntegerNetwork, ports: Sequence[Port]) -> Codes:
+    """The codes of a network's weights and biases in the order of a circuit's ports.
+
+    `ConfigError` where the network has other layers or formats than the circuit was made for.
+    """
+    layers = {layer.name: layer for layer in network.layers}
+    codes = np.empty(len(ports), np.int64)
+    for n, port in enumerate(ports):
+        layer = layers.get(port.layer)
+        if layer is None:
+            raise ConfigError(
+                f"the circuit has weights of {port.layer}, the network has the layers "
+                f"{', '.join(layers)}; build the circuit for this network"
+            )
+        values = layer.weight if port.part == "weight" else layer.bias
+        fmt = layer.weight_format if port.part == "weight" else layer.bias_format
+        one = 0 if len(fmt) == 1 else port.at[0]
+        if len(port.at) != values.ndim or any(
+            at >= size for at, size in zip(port.at, values.shape, strict=True)
+        ):
+            raise ConfigError(
+                f"{port.layer} has the {part_name(port)} in the circuit and {values.shape} "
+                f"{port.part}s in the network; build the circuit for this network"
+            )
+        if (fmt.k[one], fmt.i[one], fmt.f[one]) != (port.k, port.i, port.f):
+            raise ConfigError(
+                f"the {part_name(port)} of {port.layer} has the format ({port.k}, {port.i}, "
+                f"{port.f}) in the circuit and ({fmt.k[one]}, {fmt.i[one]}, {fmt.f[one]}) in the "
+                "network: widths or ranges were changed, which needs a new circuit"
+            )
+        codes[n] = values[port.at]
+    return codes
+
+
+def part_name(port: Port) -> str:
+    """A port's weight or bias in words."""
+    return f"{port.part} {list(port.at)}"
