@@ -172,9 +172,15 @@ class Classification:
         return _rescaled(reinitialised(network, seed), matrix(examples.inputs, self.features), None)
 
     def loss(self, network: nn.Module, inputs: Tensors, targets: Tensors) -> Tensor:
-        return functional.cross_entropy(
-            self._logits(network, inputs), dense(targets, self.target).long()
-        )
+        y = dense(targets, self.target).long()
+        try:
+            return functional.cross_entropy(self._logits(network, inputs), y)
+        except IndexError:
+            strange = y[(y < 0) | (y >= self.classes)]
+            raise DataError(
+                f"the labels hold the class {int(strange[0])} and the network has outputs for 0 to "
+                f"{self.classes - 1}; a class that it never had needs a network with more outputs"
+            ) from None
 
     def answer(self, network: nn.Module, inputs: Tensors) -> Answer:
         return (self._logits(network, inputs),)
@@ -246,6 +252,13 @@ class SetsScales(Protocol):
 def _rescaled(network: nn.Module, x: Array, y: Array | None) -> nn.Module:
     inner = network.network if isinstance(network, WithNoise) else network
     if isinstance(inner, SetsScales):
+        for what, column in (("inputs", x), ("target", y)):
+            if column is not None and not np.isfinite(column).all():
+                row = int(np.argwhere(~np.isfinite(column))[0][0])
+                raise DataError(
+                    f"the {what} of event {row} hold {column[row]}, from which no scale can be "
+                    "taken; drop such events before a network is trained from nothing"
+                )
         inner.set_scales(x, y)
     return network
 

@@ -67,6 +67,8 @@ class Recalibrate(Updater):
                 f"no correction exceeds {self.significance:g} standard errors on "
                 f"{len(fresh)} labelled events"
             )
+        if not all(np.isfinite(value).all() for value in changed.values()):
+            return Declined("the corrections are not finite; do the labelled events hold NaN?")
         placed = _placed(serving, core, changed)
         if placed is None:
             return Declined(
