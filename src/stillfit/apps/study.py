@@ -62,6 +62,10 @@ TestRows = Annotated[
     int | None,
     typer.Option("--test-rows", metavar="N", min=1, help="At most so many held-out rows."),
 ]
+Labels = Annotated[
+    float,
+    typer.Option("--labels", metavar="SHARE", help="Share of each experience that gets labels."),
+]
 
 
 @command(study, "mnist")
@@ -75,6 +79,7 @@ def mnist(
     effort: Effort = 1.0,
     rows: Rows = None,
     test_rows: TestRows = None,
+    labels: Labels = 1.0,
     json: Json = False,
 ) -> int:
     """Split MNIST (class-incremental) and Permuted MNIST (domain-incremental).
@@ -101,6 +106,7 @@ def activity(
     effort: Effort = 1.0,
     rows: Rows = None,
     test_rows: TestRows = None,
+    labels: Labels = 1.0,
     json: Json = False,
 ) -> int:
     """Human activity: wearer by wearer, then from the phone to the watch.
@@ -125,6 +131,7 @@ def dead_regions(
     effort: Effort = 1.0,
     rows: Rows = None,
     test_rows: TestRows = None,
+    labels: Labels = 1.0,
     json: Json = False,
 ) -> int:
     """The ten dead regions of the published study: does learning on beat retraining?
@@ -149,6 +156,7 @@ def trigger(
     effort: Effort = 1.0,
     rows: Rows = None,
     test_rows: TestRows = None,
+    labels: Labels = 1.0,
     json: Json = False,
 ) -> int:
     """The trigger's scenarios, condition by condition, on both vertex networks.
@@ -214,7 +222,6 @@ def _run(group: str, given: dict[str, Any]) -> int:
     from stillfit.apps.report.study import render
     from stillfit.apps.screen import say, tell_json
     from stillfit.apps.summary import write_text
-    from stillfit.apps.uncertainty import _numbers
     from stillfit.studies.continual.run import ContinualStudy, run
     from stillfit.studies.continual.scenarios import of_group
     from stillfit.studies.continual.setting import Options
@@ -229,6 +236,7 @@ def _run(group: str, given: dict[str, Any]) -> int:
             effort=given["effort"],
             rows=given["rows"],
             test_rows=given["test_rows"],
+            labels=given.get("labels", 1.0),
         ),
     )
     out: Path = given["out"]
@@ -242,6 +250,16 @@ def _run(group: str, given: dict[str, Any]) -> int:
             _show(found, name)
         say(f"report: {page}")
     return NO if any(row["outcome"] == "failed" for row in found.runs) else 0
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """ "1,2" as numbers."""
+    from stillfit.core.errors import ConfigError
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--seeds must be whole numbers such as 1,2,3, got {text!r}") from None
 
 
 def _tell(told: Told) -> None:
@@ -264,6 +282,8 @@ def _facts(asked: Any) -> str:
     parts = [f"seeds {', '.join(map(str, asked.seeds))}"]
     if options.effort != 1:
         parts.append(f"training x {options.effort:g}")
+    if options.labels != 1:
+        parts.append(f"labels of {100 * options.labels:g} %")
     for name in ("rows", "test_rows"):
         value = getattr(options, name)
         if value is not None:

@@ -66,20 +66,19 @@ def render(found: Found, facts: str = "") -> str:
 
 def _scenario(found: Found, scenario: Scenario) -> list[Markup]:
     made = lines(found, scenario.name)
-    titles = [line.title for line in made]
     parts = [
         tag("h2", scenario.title),
         tag("p", *_lead(made, scenario), class_="lead"),
         tag("p", scenario.note, " ", _NOTE, class_="note"),
-        table(HEAD, [cells(line) for line in made]),
+        _table(made),
     ]
+    made = [line for line in made if line.moved]
     if scenario.prequential:
-        return [*parts, legend(titles), _weeks(found, scenario, made), *_pareto(made, scenario)]
+        return [*parts, *_along(found, scenario, made), *_pareto(made, scenario)]
     if len(scenario.figures) > 1:
         parts += _figures(found, scenario, made)
     parts += _recovery(found, scenario)
-    parts += [tag("h3", "Along the way"), legend(titles)]
-    parts.append(tag("div", _anytime(found, scenario, made), class_="figures small"))
+    parts += _along(found, scenario, made)
     parts += _pareto(made, scenario)
     return [*parts, *_matrices(found, scenario, made)]
 
@@ -91,6 +90,27 @@ _NOTE = (
     "network, learner, stored and waiting labelled rows together. MACs: of one prediction. "
     "Microseconds and seconds of all updates are this machine's. No gates: every candidate serves."
 )
+
+
+def _table(made: Sequence[Line]) -> Markup:
+    """All figures, family by family; the best of the first column is bold."""
+    top = tag("tr", *(tag("th", cell, scope="col") for cell in HEAD))
+    known = [line.value.mean for line in made if line.value is not None]
+    rows: list[Markup] = []
+    family = ""
+    for line in made:
+        if line.family != family:
+            family = line.family
+            rows.append(tag("tr", tag("td", family.capitalize(), class_="flat", colspan=len(HEAD))))
+        first, *figures, last = cells(line)
+        best = line.value is not None and line.value.mean == max(known)
+        shown = [tag("td", cell, class_="number") for cell in figures]
+        if best:
+            shown[0] = tag("td", tag("strong", figures[0]), class_="number")
+        name = tag("th", first, scope="row", class_="lane-name")
+        rows.append(tag("tr", name, *shown, tag("td", last, class_="flat")))
+    body = tag("table", tag("thead", top), tag("tbody", *rows))
+    return tag("div", body, class_="scroll", tabindex="0")
 
 
 def _lead(made: Sequence[Line], scenario: Scenario) -> list[str]:
@@ -209,34 +229,47 @@ def _events(one: Recovered) -> str:
     return f"{number(middle, 0)}{share}"
 
 
-def _anytime(found: Found, scenario: Scenario, made: Sequence[Line]) -> Markup:
-    series = []
-    for place, line in enumerate(made):
-        _, r = mean_matrix(found, scenario.name, line.strategy, scenario.headline)
-        if len(r):
-            series.append(Series(line.title, seen_so_far(r), place))
-    title = f"{scenario.title}: {_words(scenario.headline)} on all that was seen so far"
-    across = Axis("experiences")
-    return figure(title, plot(title, across, Axis(_words(scenario.headline)), series))
-
-
-def _weeks(found: Found, scenario: Scenario, made: Sequence[Line]) -> Markup:
-    """Prequential accuracy in stretches of eight weeks, mean over seeds."""
-    series = []
-    for place, line in enumerate(made):
-        at: dict[int, list[float]] = {}
-        for row in found.curves:
-            if row["scenario"] == scenario.name and row["strategy"] == line.strategy:
-                at.setdefault(int(row["row"]), []).append(float(row["accuracy"]))
-        rows = sorted(at)
-        points = [
-            (float(rows[first : first + 8][-1]), _of(at, rows[first : first + 8]))
-            for first in range(0, len(rows), 8)
+def _along(found: Found, scenario: Scenario, made: Sequence[Line]) -> list[Markup]:
+    """The way of every family, beside the references, each picture with its own legend."""
+    beside = [line for line in made if line.family == "reference"]
+    families = [f for f in dict.fromkeys(line.family for line in made) if f != "reference"]
+    words = _words(scenario.headline)
+    if scenario.prequential:
+        across, what = Axis("half-hours"), f"{words}, stretches of eight weeks"
+    else:
+        across, what = Axis("experiences"), f"{words} on all that was seen so far"
+    curves = {line.strategy: _way(found, scenario, line.strategy) for line in made}
+    points = [value for curve in curves.values() for _, value in curve]
+    if not points:
+        return []
+    margin = 0.04 * (max(points) - min(points)) or 0.1
+    up = Axis(words, low=min(points) - margin, high=max(points) + margin)
+    pictures = []
+    for family in families or ["references"]:
+        shown = [*beside, *(line for line in made if line.family == family)]
+        series = [
+            Series(line.title, curves[line.strategy], place) for place, line in enumerate(shown)
         ]
-        series.append(Series(line.title, points, place))
-    title = f"{scenario.title}: accuracy of stretches of eight weeks"
-    picture = plot(title, Axis("half-hours"), Axis("accuracy"), series)
-    return tag("div", figure(title, picture), class_="figures small")
+        key = legend([line.title for line in shown])
+        picture = plot(f"{scenario.title}, {family}: {what}", across, up, series)
+        pictures.append(tag("div", figure(family.capitalize(), picture), key))
+    return [
+        tag("h3", f"Along the way: {what}"),
+        tag("div", *pictures, class_="figures small"),
+    ]
+
+
+def _way(found: Found, scenario: Scenario, strategy: str) -> list[tuple[float, float]]:
+    if not scenario.prequential:
+        _, r = mean_matrix(found, scenario.name, strategy, scenario.headline)
+        return seen_so_far(r) if len(r) else []
+    at: dict[int, list[float]] = {}
+    for row in found.curves:
+        if row["scenario"] == scenario.name and row["strategy"] == strategy:
+            at.setdefault(int(row["row"]), []).append(float(row["accuracy"]))
+    rows = sorted(at)
+    parts = [rows[first : first + 8] for first in range(0, len(rows), 8)]
+    return [(float(part[-1]), _of(at, part)) for part in parts]
 
 
 def _of(at: dict[int, list[float]], rows: Sequence[int]) -> float:
@@ -264,7 +297,7 @@ def _pareto(made: Sequence[Line], scenario: Scenario) -> list[Markup]:
         }
         if len(seen) < 2:
             continue
-        front = pareto_front(seen)
+        front = _once(pareto_front(seen), seen)
         series = [
             Series(made[place].title, [at], place, joined=False, named=place in front)
             for place, at in seen.items()
@@ -277,6 +310,7 @@ def _pareto(made: Sequence[Line], scenario: Scenario) -> list[Markup]:
     return [
         tag("h3", "What it costs"),
         tag("p", note, class_="note"),
+        legend([line.title for line in made]),
         tag("div", *pictures, class_="figures small"),
     ]
 
@@ -292,6 +326,14 @@ def pareto_front(seen: dict[int, tuple[float, float]]) -> set[int]:
             if other != place
         )
     }
+
+
+def _once(front: set[int], seen: dict[int, tuple[float, float]]) -> set[int]:
+    """Of those that lie on one point the first: names over each other cannot be read."""
+    first: dict[tuple[float, float], int] = {}
+    for place in sorted(front):
+        first.setdefault(seen[place], place)
+    return set(first.values())
 
 
 def _metric(line: Line, name: str) -> float:

@@ -18,6 +18,7 @@ from stillfit.studies.continual_metrics import Interval, events_to_recover
 Row: TypeAlias = Mapping[str, Any]
 RIVAL = "retrain"
 COSTS = (
+    "updates",
     "seconds",
     "microseconds_per_example",
     "labelled_events",
@@ -44,6 +45,13 @@ class Line:
     metrics: Mapping[str, Interval]
     costs: Mapping[str, float]
     why: str = ""
+
+    @property
+    def moved(self) -> bool:
+        """Whether it has figures of its own: it ever changed the network, or never meant to."""
+        return self.value is not None and (
+            self.costs.get("updates", 1) > 0 or self.strategy in ("frozen", BASELINE)
+        )
 
 
 def title_of(strategy: str) -> str:
