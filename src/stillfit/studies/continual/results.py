@@ -102,7 +102,9 @@ def _why(runs: Sequence[Row], judged: bool) -> str:
 
 
 def _strategies(found: Found, scenario: str) -> list[str]:
-    return list(dict.fromkeys(str(r["strategy"]) for r in found.runs if r["scenario"] == scenario))
+    """In the catalogue's order, so that families stay together; baselines first."""
+    there = {str(row["strategy"]) for row in found.runs if row["scenario"] == scenario}
+    return [*sorted(there - set(STRATEGIES)), *(name for name in STRATEGIES if name in there)]
 
 
 def _values(found: Found, scenario: str, figure: str) -> dict[str, dict[str, dict[int, float]]]:
