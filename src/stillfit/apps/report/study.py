@@ -280,7 +280,7 @@ def _pareto(made: Sequence[Line], scenario: Scenario) -> list[Markup]:
     """The figure at the end against forgetting, memory and time; the front is named."""
     asked = (
         ("forgetting", Axis("forgetting"), lambda line: _metric(line, "forgetting")),
-        ("memory", Axis("bytes of RAM", "log"), lambda line: line.costs.get("ram_bytes", 0.0)),
+        ("memory", Axis("kB of RAM", "log"), lambda line: line.costs.get("ram_bytes", 0) / 1e3),
         (
             "time",
             Axis("microseconds per labelled example", "log"),
