@@ -26,6 +26,7 @@ EARLIER = "(earlier)"
 class _Fisher(Anchored):
     """What both forms share: the Fisher information of at most `fisher_events` events."""
 
+    penalty: float = 100.0
     fisher: FisherKind = "true"
     fisher_events: int = 1000
 

@@ -25,6 +25,10 @@ Score: TypeAlias = Callable[[nn.Module, Tensors, Tensors], Tensor]
 
 # Numbers of gradients that are held at a time: 32 MB.
 HELD = 2**23
+# Classes of less probability are left out: their squares count as many times less.
+NEGLIGIBLE = 1e-7
+# Column beside the targets: the factor on an event's loss. No label is called that.
+SHARE = "#share"
 
 
 @runtime_checkable
@@ -43,21 +47,33 @@ def fisher(
 ) -> dict[str, Array]:
     """The diagonal of the Fisher information: mean over events of (d loss / d theta)^2.
 
-    `true`: the targets are drawn from what the network states of each event, one draw each, so
-    the information does not vanish where the labels are learned by heart. Drawn are all targets
-    of a `DrawsTargets`, else the one that the prediction is about; others stay as labelled.
+    `true`: over the targets that the network itself expects, so the information does not vanish
+    where the labels are learned by heart. Classes: the mean over all of them by their
+    probabilities, exactly: of a network that is nearly sure, one draw in a thousand would carry
+    everything. Numbers: one draw per event. All targets of a `DrawsTargets` are drawn; of other
+    tasks the one that the prediction is about, and others stay as labelled.
     `empirical`: the labels as they are. The loss is the network's own, with its method's penalty,
     in evaluation mode. Returns float32 by parameter.
-    Source: Kunstner et al. 2019, arXiv:1905.12558 (why the two differ).
+    Cost: gradients of single events, once per event, or per event and class.
+    Source: Kunstner et al. 2019, arXiv:1905.12558 (true and empirical differ); van de Ven 2025,
+    arXiv:2502.11756 (all classes or one draw).
     """
+    n = data.n
     if kind == "true":
-        drawn = drawn_targets(model, data.inputs, rng)
-        data = Prepared(data.inputs, {**data.targets, **drawn}, data.n, data.ids)
+        stated = _stated(model, data.inputs)
+        if isinstance(model.task, DrawsTargets) or not isinstance(stated[0][0], Categorical):
+            drawn = drawn_targets(model, data.inputs, rng)
+            data = Prepared(data.inputs, {**data.targets, **drawn}, n, data.ids)
+        else:
+            data = _every_class(model, data, stated)
 
     def loss(network: nn.Module, inputs: Tensors, targets: Tensors) -> Tensor:
-        return uncertain.loss(model.task, network, inputs, targets)
+        share = targets.get(SHARE)
+        labels = {name: part for name, part in targets.items() if name != SHARE}
+        found = uncertain.loss(model.task, network, inputs, labels)
+        return found if share is None else share[0] * found  # type: ignore[index]
 
-    return _mean_over_events(model, data, loss, torch.square, rng)
+    return _mean_over_events(model, data, n, loss, torch.square, rng)
 
 
 def sensitivity(model: Model, inputs: Arrays, rng: np.random.Generator) -> dict[str, Array]:
@@ -77,7 +93,7 @@ def sensitivity(model: Model, inputs: Arrays, rng: np.random.Generator) -> dict[
             total = total + rows.sum() / max(rows.shape[0], 1)
         return total
 
-    return _mean_over_events(model, Prepared(inputs, {}, n), norm, torch.abs, rng)
+    return _mean_over_events(model, Prepared(inputs, {}, n), n, norm, torch.abs, rng)
 
 
 def chosen(n: int, most: int, rng: np.random.Generator) -> slice | np.ndarray:
@@ -86,13 +102,9 @@ def chosen(n: int, most: int, rng: np.random.Generator) -> slice | np.ndarray:
 
 
 def drawn_targets(model: Model, inputs: Arrays, rng: np.random.Generator) -> Arrays:
-    """Targets drawn from what the network states of prepared inputs."""
+    """Targets drawn from what the network states of prepared inputs, one draw of each event."""
     parts: list[Arrays] = []
-    for piece in Prepared(inputs, {}, n_events(inputs)).chunks():
-        with torch.inference_mode():
-            predictive, outputs = uncertain.predict(
-                model.task, model.network, tensors(piece.inputs)
-            )
+    for predictive, outputs in _stated(model, inputs):
         if isinstance(model.task, DrawsTargets):
             parts.append(model.task.draw_targets(predictive, outputs, rng))
         elif isinstance(predictive, Categorical):
@@ -102,6 +114,29 @@ def drawn_targets(model: Model, inputs: Arrays, rng: np.random.Generator) -> Arr
         else:
             parts.append({model.task.target: predictive.sample(1, rng)[0]})
     return concat(parts)
+
+
+def _stated(model: Model, inputs: Arrays) -> list[uncertain.Stated]:
+    """What the network states of prepared inputs, in chunks."""
+    found = []
+    with torch.inference_mode():
+        for piece in Prepared(inputs, {}, n_events(inputs)).chunks():
+            found.append(uncertain.predict(model.task, model.network, tensors(piece.inputs)))
+    return found
+
+
+def _every_class(model: Model, data: Prepared, stated: list[uncertain.Stated]) -> Prepared:
+    """Each event once with each class that it may have, and the root of its probability.
+
+    The gradient of a loss times that root, squared, is the square times the probability.
+    """
+    chunks = [part.probabilities for part, _ in stated if isinstance(part, Categorical)]
+    probabilities = np.concatenate(chunks)
+    events, classes = np.nonzero(probabilities > NEGLIGIBLE)
+    share = np.sqrt(probabilities[events, classes]).astype(np.float32)
+    copies = data.take(events)
+    labels = {**copies.targets, model.task.target: classes, SHARE: share}
+    return Prepared(copies.inputs, labels, len(events))
 
 
 def answers(task: Task, network: nn.Module, inputs: Tensors) -> tuple[Tensor, ...]:
@@ -160,11 +195,12 @@ class _Scored(nn.Module):
 def _mean_over_events(
     model: Model,
     data: Prepared,
+    n: int,
     score: Score,
     size: Callable[[Tensor], Tensor],
     rng: np.random.Generator,
 ) -> dict[str, Array]:
-    """Mean over events of `size` of the gradient of `score`, a scalar of one event.
+    """Sum over the rows of `data` of `size` of the gradient of `score`, over `n` events.
 
     Where all columns are dense, the gradients of many events come from one call (`vmap` over
     `torch.func.grad`), as many as fit in 32 MB. Events of ragged columns, and networks that
@@ -191,11 +227,11 @@ def _mean_over_events(
                 single = tensors(one.inputs), tensors(one.targets)
                 for name, g in _of_one(scored, own, *single).items():
                     sums[name] += size(g)
-    importance = {n: (total / max(data.n, 1)).float().numpy() for n, total in sums.items()}
+    importance = {at: (total / max(n, 1)).float().numpy() for at, total in sums.items()}
     for name, values in importance.items():
         if not np.all(np.isfinite(values)):
             raise DataError(
-                f"the importance of {name!r} is not finite on {data.n} events; did the network "
+                f"the importance of {name!r} is not finite on {n} events; did the network "
                 "diverge, or do the events hold NaN?"
             )
     return importance

@@ -41,6 +41,7 @@ class SynapticIntelligence(Anchored):
     Source: Zenke et al. 2017, arXiv:1703.04200.
     """
 
+    penalty: float = 10.0
     xi: float = 0.1
     gamma: float = 1.0
 
