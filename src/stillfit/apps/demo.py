@@ -17,14 +17,14 @@ from stillfit.core.errors import ConfigError
 from stillfit.l1t import scenario as scenarios
 from stillfit.l1t.conditions import Conditions
 from stillfit.l1t.finders import fasthisto_model
-from stillfit.l1t.library import load
+from stillfit.l1t.library import Library, load
 from stillfit.l1t.season import Season
 from stillfit.loop import run
 from stillfit.models.model import Model
 from stillfit.registry import Registry
 from stillfit.streams.ahead import Ahead
-from stillfit.studies.initial import cache_folder, first_model, nominal_examples
-from stillfit.studies.season import DEMO_LANES, Effort, season_plan, ways
+from stillfit.studies.initial import cache_folder, first_model, fixed_model, nominal_examples
+from stillfit.studies.season import CHIPS, DEMO_LANES, FIXED, Effort, season_plan, ways
 
 TRAINING_EVENTS = 30_000
 NOMINAL_EVENTS = 10_000
@@ -77,6 +77,8 @@ def demo(
         )
     nominal = nominal_examples(library, seed=settings.seed, events=settings.nominal_events)
     models: dict[str, Model] = {"network": network, "fasthisto": fasthisto_model(nominal)}
+    if set(settings.lanes) & set(CHIPS):
+        models[FIXED] = _fixed(network, settings, library, cache or cache_folder(), progress)
     plan = season_plan(season, settings.lanes, models, nominal, seed=settings.seed, effort=effort)
     with folder.registry() as registry:
         with progress("season", season.length) as advance:
@@ -130,6 +132,26 @@ def time_line(season: Season) -> list[Fill]:
             )
         )
     return line
+
+
+def _fixed(
+    network: Model, settings: Demo, library: Library, cache: Path, progress: Progress
+) -> Model:
+    """The first model of lanes with a chip: the E2E network, trained and then made small."""
+    if settings.network != "e2e":
+        with progress("first E2E network", settings.training_events) as advance:
+            network = first_model(
+                "e2e",
+                library=library,
+                seed=settings.seed,
+                events=settings.training_events,
+                cache=cache,
+                tell=advance,
+            )
+    with progress("fixed-point network", 1) as advance:
+        made = fixed_model(network, library=library, seed=settings.seed, cache=cache)
+        advance(1)
+    return made
 
 
 def _season(settings: Demo) -> Season:

@@ -10,10 +10,12 @@ from stillfit.core.errors import ConfigError
 from stillfit.core.events import Examples
 from stillfit.core.seeds import Seeds
 from stillfit.core.tables import did_you_mean
+from stillfit.decisions.chip import BitExact, Fits, FootprintStable, Latency
 from stillfit.decisions.gates import BetterOnNew, Calibrated, Gate, NotWorseOnOld, WithinBudget
 from stillfit.decisions.policies import OnMetric
 from stillfit.decisions.probation import Probation
 from stillfit.decisions.windows import FromNotices
+from stillfit.l1t.chip import VertexChip
 from stillfit.l1t.factories import FACTORIES
 from stillfit.l1t.season import Season
 from stillfit.loop import Lane, Plan, Redeploy
@@ -62,6 +64,8 @@ def ways(effort: Effort) -> dict[str, tuple[str, dict[str, Rung]]]:
     balanced = Replay(schedule=tune, capacity=2000, keep="balanced")
     retrain = Retrain(schedule=effort.retrain, update_class="bitstream")
     window = RetrainWindow(schedule=effort.retrain, update_class="bitstream")
+    circuit = FineTune(schedule=tune, update_class="bitstream")
+    loaded = Retrain(schedule=effort.retrain, update_class="weights")
     return {
         "fasthisto": ("FastHisto", {}),
         "frozen": ("Frozen network", {}),
@@ -84,6 +88,9 @@ def ways(effort: Effort) -> dict[str, tuple[str, dict[str, Rung]]]:
         "pseudo-labels": ("Pseudo-labels", {"pseudo-labels": PseudoLabels(schedule=tune)}),
         "retrain": ("Retrain", {"retrain": retrain}),
         "retrain-window": ("Retrain on a window", {"retrain": window}),
+        "retrain-fixed": ("Retrain, constant weights", {"retrain": retrain}),
+        "tune-fixed": ("Fine-tune, constant weights", {"finetune": circuit}),
+        "retrain-reloadable": ("Retrain, reloadable weights", {"retrain": loaded}),
         "ladder": (
             "Ladder",
             {
@@ -96,6 +103,14 @@ def ways(effort: Effort) -> dict[str, tuple[str, dict[str, Rung]]]:
     }
 
 
+# Lanes whose network is in fixed point and is measured as a circuit; the others are float. Their
+# first model goes by the name of FIXED.
+CHIPS = {
+    "retrain-fixed": VertexChip(design="constant"),
+    "tune-fixed": VertexChip(design="constant"),
+    "retrain-reloadable": VertexChip(design="reloadable"),
+}
+FIXED = "fixed"
 DEMO_LANES = ("fasthisto", "frozen", "recalibrate", "retrain", "replay", "ladder")
 
 
@@ -114,6 +129,21 @@ def gates() -> tuple[Gate, ...]:
     )
 
 
+def chip_gates(chip: VertexChip) -> tuple[Gate, ...]:
+    """What the circuit of a candidate must keep, cheapest first.
+
+    Half of the device; nothing more than 2 % larger than the incumbent, whose place and timing are
+    known; the answer within 250 ns and an event every 450 ns (162 clocks of 360 MHz); 10 000
+    tracks bit for bit.
+    """
+    return (
+        Fits(device=chip.chip.device, share=0.5),
+        FootprintStable(tolerance=0.02),
+        Latency(ns=250.0, interval=450.0),
+        BitExact(vectors=chip.vectors),
+    )
+
+
 def season_plan(
     season: Season,
     names: tuple[str, ...],
@@ -125,7 +155,8 @@ def season_plan(
 ) -> Plan:
     """The run of a season: one lane for each of `names`, side by side on the same events.
 
-    `models`: the first model of the lanes, by name; `"network"` for those not named. `nominal`:
+    `models`: the first model of the lanes, by name; `"network"` for those not named, `FIXED` for
+    lanes with a chip. `nominal`:
     labelled nominal events that none of the models was trained on.
     """
     effort = effort or Effort()
@@ -138,6 +169,7 @@ def season_plan(
     lanes = []
     for name in names:
         title, rungs = known[name]
+        chip = CHIPS.get(name)
         watch = (
             ScoreCusum(),
             ScoreKS(window=min(500, scenario.events)),
@@ -147,10 +179,11 @@ def season_plan(
             Lane(
                 name=name,
                 title=title,
-                model=models.get(name, models["network"]),
+                model=models[FIXED] if chip else models.get(name, models["network"]),
                 rungs=rungs,
                 policy=OnMetric(cool_down=3600.0),
-                gates=gates(),
+                gates=(*gates(), *(chip_gates(chip) if chip else ())),
+                chip=chip,
                 probation=Probation(margin=0.003, enough=2 * scenario.events),
                 watch=watch if name != "fasthisto" else (),
                 errors=(LateMetric(window=scenario.events, margin=0.005), ErrorCusum()),
