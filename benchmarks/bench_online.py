@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -83,15 +84,11 @@ def run() -> list[Row]:
             for updater, past in ((tune, None), (replay, old)):
                 rng = np.random.default_rng(0)
                 learner = {} if past is None else updater.begin(serving, old, rng=rng)
-                quotients = []
-                for _ in range(ROUNDS):
-                    plain = _seconds(lambda: plainly(serving, fresh, batch, past, clip))
-                    ours = _seconds(
-                        lambda: updater.update(
-                            serving, learner, fresh, nothing, budget=Budget(), rng=rng
-                        )
-                    )
-                    quotients.append(ours / plain)
+                plain = partial(plainly, serving, fresh, batch, past, clip)
+                ours = partial(
+                    updater.update, serving, learner, fresh, nothing, budget=Budget(), rng=rng
+                )
+                quotients = [_seconds(ours) / _seconds(plain) for _ in range(ROUNDS)]
                 what = f"{type(updater).__name__}, batch {batch}, clip {clip:g}"
                 rows.append((f"{what}: time over a plain loop's", median(quotients), "x"))
     return rows

@@ -183,7 +183,7 @@ def test_without_a_limit_the_surest_half_of_the_labelled_sets_it():
 
 
 def test_a_boundary_that_turns_slowly_is_followed_better_with_the_unlabelled():
-    """Two clusters turn by 15 degrees at a time, with 4 labels and 300 events without each time."""
+    """Two clusters turn by 15 degrees at a time, with 4 labels and 200 events without each time."""
     task = Classification(features=("a", "b"), classes=2)
 
     def turned(n, first, step):
@@ -210,7 +210,7 @@ def test_a_boundary_that_turns_slowly_is_followed_better_with_the_unlabelled():
             found = start
             for step in range(1, 7):
                 fresh = turned(4, base + 10_000 * step, step)
-                waits = Kept(bare(turned(300, base + 10_000 * step + 1000, step)))
+                waits = Kept(bare(turned(200, base + 10_000 * step + 1000, step)))
                 found = update(updater, found, fresh, waits).model
             pair.append(found.errors(turned(2000, base + 900_000, 6))["error"].mean())
         errors.append(pair)
