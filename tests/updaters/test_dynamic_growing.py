@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from stillfit.core.arrays import content_hash
-from stillfit.core.errors import ConfigError
+from stillfit.core.errors import ConfigError, DataError
 from stillfit.core.events import Examples
 from stillfit.core.values import Budget, Candidate
 from stillfit.l1t.adaptive import AdaptiveE2E
@@ -362,3 +362,14 @@ def test_the_vertex_network_grows():
     network = build(answer.model.architecture, {"l1t.e2e": E2E, **FACTORIES})
     load_weights(network, answer.model.weights())
     assert isinstance(network, E2E)
+
+
+def test_a_class_without_an_output_is_named_wherever_it_lies():
+    """Among the events to train on or those to judge by."""
+    serving = serving_of(CLASSES, steps=20)
+    for seed in range(4):
+        fresh = examples(CLASSES, n=60, first=1000)
+        y = fresh.targets["y"].copy()
+        y[7] = 5
+        with pytest.raises(DataError, match="class 5"):
+            updated(HUNGRY, serving, {}, replace(fresh, targets={"y": y}), seed=seed)

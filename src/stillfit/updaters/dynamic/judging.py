@@ -34,13 +34,13 @@ def loss_of(model: Model, data: Prepared) -> float:
     target = data.targets.get(model.task.target)
     spread = float(np.std(target)) if isinstance(target, np.ndarray) and len(target) else 1.0
     model.network.eval()
-    try:
-        with torch.inference_mode():
-            for piece in data.chunks():
+    for piece in data.chunks():
+        try:
+            with torch.inference_mode():
                 said = uncertain.predict(model.task, model.network, tensors(piece.inputs))
-                total += float(_losses(model.task, said, piece.targets, spread or 1.0).sum())
-    except DataError:  # numbers that no prediction can be made of: it diverged
-        return math.inf
+        except DataError:  # numbers that no prediction can be made of: it diverged
+            return math.inf
+        total += float(_losses(model.task, said, piece.targets, spread or 1.0).sum())
     return total / max(data.n, 1) if math.isfinite(total) else math.inf
 
 
