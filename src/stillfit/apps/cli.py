@@ -29,6 +29,7 @@ from stillfit.apps.command import (
     Store,
     command,
 )
+from stillfit.apps.firmware import firmware
 from stillfit.apps.memory import keep_freed_memory
 from stillfit.apps.study import study
 from stillfit.apps.uncertainty import uncertainty
@@ -49,6 +50,7 @@ l1t = typer.Typer(
 app.add_typer(l1t)
 app.add_typer(uncertainty)
 app.add_typer(study)
+app.add_typer(firmware)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
