@@ -594,6 +594,16 @@ def test_what_is_equal_as_printed_is_no_worse():
         assert words in uci.sentence(verdict)
 
 
+def test_small_errors_keep_three_digits_and_log_likelihoods_two():
+    (line,) = uci.summarise(made("naval-propulsion-plant", "laplace", [0.00101, 0.00103], "rmse"))
+    line |= {"log_likelihood": 0.00889, "log_likelihood_err": 0.04827}
+    text = uci.as_text([line])
+    assert "0.01 ± 0.05" in text
+    assert "0.00102 ± 0.00001" in text
+    assert "log-likelihood: laplace 0.01 ± 0.05 against 5.63" in text
+    assert "RMSE: laplace 0.0010 ± 0.0000 against 0.0000" in text
+
+
 def test_methods_that_hold_in_both_figures_are_named():
     def line(method, log_likelihood, rmse):
         err = {"log_likelihood_err": 0.01, "rmse_err": 0.01}

@@ -148,8 +148,9 @@ def _figure(line: Row, name: str, digits: int) -> str:
     if line[name] is None:
         return "diverged" if line.get("diverged") else "-inf"
     value = float(line[name])
-    # Naval's RMSE is of the order of 0.001: three significant digits of whatever there is.
-    small = value and abs(value) < 0.1
+    # Naval's RMSE is of the order of 0.001: three significant digits of whatever there is. A
+    # log-likelihood may be 0 anywhere, and its digits are absolute.
+    small = value and abs(value) < 0.1 and "likelihood" not in name
     digits = max(digits, 2 - math.floor(math.log10(abs(value)))) if small else digits
     err = line.get(f"{name}_err")
     return f"{value:.{digits}f}" + ("" if err is None else f" ± {err:.{digits}f}")
@@ -158,7 +159,7 @@ def _figure(line: Row, name: str, digits: int) -> str:
 def sentence(verdict: Verdict) -> str:
     """A verdict in words."""
     name = {"log_likelihood": "log-likelihood", "rmse": "RMSE"}[verdict.figure]
-    digits = 2 if abs(verdict.target) >= 0.1 else 4
+    digits = 4 if verdict.figure == "rmse" and abs(verdict.target) < 0.1 else 2
     value = f"{verdict.value:.{digits}f} ± {verdict.err:.{digits}f}"
     if verdict.behind == 0:
         words = "equal as printed"
