@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -91,7 +91,8 @@ def footprint(
     from stillfit.apps.screen import say, show_table, tell_json
     from stillfit.decisions.chip import Fits
     from stillfit.decisions.gates import Paired, Trial
-    from stillfit.l1t.chip import DESIGNS, HISTOGRAMS, VertexChip
+    from stillfit.firmware.tracing import DESIGNS
+    from stillfit.l1t.chip import HISTOGRAMS, VertexChip
 
     if design not in DESIGNS or histogram not in HISTOGRAMS:
         raise ConfigError(
@@ -101,8 +102,8 @@ def footprint(
     chip = VertexChip(
         device=device,
         links=links,
-        design=cast("Literal['constant', 'reloadable']", design),
-        histogram=cast("Literal['registers', 'memory']", histogram),
+        design=design,
+        histogram=histogram,
         yosys=synthesise,
     )
     gate = Fits(device=chip.chip.device, share=share)

@@ -94,7 +94,7 @@ class Traced:
 
         `weights`: other codes of the ports. Some million events/s for small networks.
         """
-        flat = codes.reshape(len(codes), -1)
+        flat = codes.reshape(len(codes), int(np.prod(codes.shape[1:])))
         if flat.shape[1] != self.inputs:
             raise ShapeError(
                 f"{self.name} as logic takes {self.inputs} values an event, got {flat.shape[1]}"
