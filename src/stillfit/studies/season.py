@@ -91,6 +91,7 @@ def ways(effort: Effort) -> dict[str, tuple[str, dict[str, Rung]]]:
         "retrain-fixed": ("Retrain, constant weights", {"retrain": retrain}),
         "tune-fixed": ("Fine-tune, constant weights", {"finetune": circuit}),
         "retrain-reloadable": ("Retrain, reloadable weights", {"retrain": loaded}),
+        "tune-reloadable": ("Fine-tune, reloadable weights", {"finetune": FineTune(schedule=tune)}),
         "ladder": (
             "Ladder",
             {
@@ -109,6 +110,7 @@ CHIPS = {
     "retrain-fixed": VertexChip(design="constant"),
     "tune-fixed": VertexChip(design="constant"),
     "retrain-reloadable": VertexChip(design="reloadable"),
+    "tune-reloadable": VertexChip(design="reloadable"),
 }
 FIXED = "fixed"
 DEMO_LANES = ("fasthisto", "frozen", "recalibrate", "retrain", "replay", "ladder")
