@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stillfit import __version__
+from stillfit.apps import firmware_build  # noqa: F401 (its commands join the group)
 from stillfit.apps.command import (
     FAULT,
     MISUSE,

@@ -151,8 +151,8 @@ def _readme(rtl: Rtl, report: dict[str, object], n: int) -> str:
         loading = f"""
 ## Weights
 
-Weights and biases are a register of {report["weight_bits"]} bits. `{name}_weights.hex` is its image:
-put its {report["weight_words"]} words, in order, on `load_word` with `load` high, one a clock.
+Weights and biases are a register of {report["weight_bits"]} bits. `{name}_weights.hex` is its
+image: its {report["weight_words"]} words go to `load_word` in order, with `load` high, one a clock.
 Stop the stream meanwhile: what is in the pipeline while `load` is high is not answered.
 """
     return f"""# {report["network"]}, {report["design"]} weights
