@@ -130,7 +130,7 @@ class _Writer:
         self.uses: set[str] = set()
         self.reach = 0
 
-    # -- the whole ----------------------------------------------------------------------------------
+    # -- the whole -------------------------------------------------------------------------------
 
     def header(self, design: Design, own: bool) -> Header:
         low, high = self.given.limits()
@@ -245,7 +245,7 @@ Weights: {"in RAM, reloadable" if design == "reloadable" else "constant"}."""
             if f"floor{bits}" in self.uses
         )
 
-    # -- a loop nest ----------------------------------------------------------------------------------
+    # -- a loop nest -----------------------------------------------------------------------------
 
     def _block(self, n: int, block: _Block, x: _Stored, last: bool) -> _Stored:
         self.reach = max(abs(x.low), abs(x.high))
@@ -355,6 +355,7 @@ Weights: {"in RAM, reloadable" if design == "reloadable" else "constant"}."""
         size = 2 ** (layer.accumulator - 1) - 1
         self._reached(-size, size)
         lines = ["WIDE v = 0;"]
+        shape: Sequence[int]
         if isinstance(layer, Conv1d):
             shape = self._taps(n, layer, x, lines, weight_kind)
         else:
@@ -500,7 +501,7 @@ Weights: {"in RAM, reloadable" if design == "reloadable" else "constant"}."""
         # A half on top of an even number is not rounded up.
         return f"v = FLOOR(v + {half} - 1 + (FLOOR(v, {s}) & 1), {s});"
 
-    # -- small ones -----------------------------------------------------------------------------------
+    # -- small ones ------------------------------------------------------------------------------
 
     def _power(self, label: str, by: NDArray[np.int64], index: str) -> str:
         self._reached(0, 1 << int(by.max()))

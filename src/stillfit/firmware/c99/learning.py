@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import accumulate, pairwise
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +28,14 @@ from stillfit.firmware.c99.text import (
     whole,
 )
 
-KINDS = ("gradient", "feedback", "perturbation", "least-squares")
-LOSSES = ("mean", "gaussian", "softmax", "squared", "hinge")
-ROUNDINGS = ("half-up", "nearest-even", "stochastic")
-KEEPS = ("nothing", "reservoir", "ring", "class-ring")
+Kind: TypeAlias = Literal["gradient", "feedback", "perturbation", "least-squares"]
+Loss: TypeAlias = Literal["mean", "gaussian", "softmax", "squared", "hinge"]
+Rounding: TypeAlias = Literal["half-up", "nearest-even", "stochastic"]
+Keep: TypeAlias = Literal["nothing", "reservoir", "ring", "class-ring"]
+KINDS: tuple[Kind, ...] = ("gradient", "feedback", "perturbation", "least-squares")
+LOSSES: tuple[Loss, ...] = ("mean", "gaussian", "softmax", "squared", "hinge")
+ROUNDINGS: tuple[Rounding, ...] = ("half-up", "nearest-even", "stochastic")
+KEEPS: tuple[Keep, ...] = ("nothing", "reservoir", "ring", "class-ring")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -55,12 +59,12 @@ class Learner:
     the learner has them feedback, covariance, guards, kept_x, kept_t, counts, powers, logarithms.
     """
 
-    kind: Literal["gradient", "feedback", "perturbation", "least-squares"]
-    loss: Literal["mean", "gaussian", "softmax", "squared", "hinge"]
+    kind: Kind
+    loss: Loss
     sizes: tuple[int, ...]
     width: int
     fraction: int
-    rounding: Literal["half-up", "nearest-even", "stochastic"]
+    rounding: Rounding
     rate: int
     first: int
     learn_noise: bool
@@ -71,7 +75,7 @@ class Learner:
     inverse_root: int
     start: int
     floor: int
-    keep: Literal["nothing", "reservoir", "ring", "class-ring"]
+    keep: Keep
     capacity: int
     groups: int
     replays: int
@@ -132,10 +136,12 @@ def learner_header(learner: Learner, name: str) -> Header:
     values |= {"tables": tables, "state": _state(learner)}
     template = files("stillfit.firmware.c99").joinpath("learner.h").read_text()
     parts = [
-        chosen(template, words | {part}, values, name) for part in ("declarations", "implementation")
+        chosen(template, words | {part}, values, name)
+        for part in ("declarations", "implementation")
     ]
     sizes = "-".join(str(n) for n in learner.sizes)
-    notes = f"""A dense network that learns on the device, {sizes}: {learner.kind}, loss {learner.loss}.
+    notes = f"""A dense network that learns on the device, {sizes}.
+{learner.kind.capitalize()}, loss: {learner.loss}.
 Numbers of {learner.width} bits, {learner.fraction} behind the point, rounded {learner.rounding}."""
     return Header(
         name=name,
@@ -253,7 +259,9 @@ def _values(learner: Learner, name: str) -> dict[str, str]:
     ends = [0, *accumulate((n + 1) * m for n, m in pairwise(sizes))]
     at = [0, *accumulate(sizes)]
     where = [
-        f"{name}_frozen + {ends[k]}" if k < first else f"{name}_state.weights + {ends[k] - ends[first]}"
+        f"{name}_frozen + {ends[k]}"
+        if k < first
+        else f"{name}_state.weights + {ends[k] - ends[first]}"
         for k in range(layers)
     ]
     error = [at[k + 1] - at[first + 1] for k in range(layers)]
@@ -264,7 +272,8 @@ def _values(learner: Learner, name: str) -> dict[str, str]:
 
     low = [learner.low if k == layers - 1 else 0 for k in range(layers)]
     ahead = [
-        f"({where[k]}, {v} + {at[k]}, {v} + {at[k + 1]}, {sizes[k]}, {sizes[k + 1]}, {whole(low[k])}"
+        f"({where[k]}, {v} + {at[k]}, {v} + {at[k + 1]}, {sizes[k]}, {sizes[k + 1]}, "
+        f"{whole(low[k])}"
         for k in range(layers)
     ]
     still = [1 if k == layers - 1 and learner.loss == "gaussian" else -1 for k in range(layers)]

@@ -16,10 +16,13 @@ from stillfit.core.errors import ConfigError
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 # What a prefix must not be, since `<name>_t` or the name itself would be another's.
 _TAKEN = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if "
-    "inline int long register restrict return short signed sizeof static struct switch typedef "
-    "union unsigned void volatile while int8 int16 int32 int64 uint8 uint16 uint32 uint64 size "
-    "wchar main asm class namespace template this new delete true false bool".split()
+    re.findall(
+        r"\w+",
+        """auto break case char const continue default do double else enum extern float for goto if
+        inline int long register restrict return short signed sizeof static struct switch typedef
+        union unsigned void volatile while int8 int16 int32 int64 uint8 uint16 uint32 uint64 size
+        wchar main asm class namespace template this new delete true false bool""",
+    )
 )
 _TYPES = (
     ("uint8_t", 0, 2**8 - 1),

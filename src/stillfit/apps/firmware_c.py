@@ -1,0 +1,191 @@
+"""`stillfit firmware c`: a stored version as C headers, with its learning step where it has one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stillfit.apps.command import Json, Store, command
+from stillfit.apps.firmware import firmware
+from stillfit.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stillfit.firmware.c99 import Header
+    from stillfit.models.model import Model
+    from stillfit.registry import StoredVersion
+
+
+@command(firmware, "c")
+def c(
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="An id or its first digits.")],
+    store: Store,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the headers go.")],
+    name: Annotated[
+        str, typer.Option("--name", metavar="WORD", help="What all names in C begin with.")
+    ] = "net",
+    design: Annotated[
+        str,
+        typer.Option("--design", metavar="NAME", help="constant or reloadable weights."),
+    ] = "constant",
+    shape: Annotated[
+        str | None,
+        typer.Option("--shape", metavar="C,N", help="Channels and positions of one event."),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", metavar="RUN.toml", help="The run file, for the learning step."),
+    ] = None,
+    updater: Annotated[
+        str | None,
+        typer.Option("--updater", metavar="NAME", help="Its embedded updater that shall learn."),
+    ] = None,
+    compiler: Annotated[
+        str, typer.Option("--compiler", metavar="GCC", help="Tells RAM and flash of its target.")
+    ] = "gcc",
+    json: Json = False,
+) -> int:
+    """A version as C99 headers.
+
+    One header each, without dependencies or allocation: of a fixed-point network (of both networks
+    of a vertex chain) inference; of a dense network with --run and --updater prediction and
+    learning step, going on from the state that is stored with the version. RAM and flash are the
+    compiler's figures; without one they are left out.
+
+    \b
+    Example:
+      stillfit firmware c 3fa81b --store runs/demo/registry --out vertex-c
+      stillfit firmware c 3fa81b --store runs/t/registry --out c --run t.toml --updater embedded-sgd
+    """
+    from stillfit.apps import inspect
+    from stillfit.apps.screen import complain, say, show_table, tell_json
+    from stillfit.core.errors import MissingExtraError
+    from stillfit.firmware.c99 import measured
+
+    if (run is None) != (updater is None):
+        raise ConfigError("a learning step needs both --run (the run file) and --updater")
+    with inspect.opened(store) as registry:
+        found = inspect.find_version(registry, version)
+        stored = registry.load_version(found)
+    if run is not None and updater is not None:
+        headers = [learning(stored, run, updater, name)]
+    else:
+        headers = inference(stored, name, design, _shape(shape))
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for header in headers:
+        place = out / header.file
+        place.write_text(header.text, encoding="utf-8")
+        row: dict[str, Any] = {"file": str(place), "arrays": header.ram_bytes}
+        row["constants"] = header.constant_bytes
+        try:
+            size = measured(header, compiler)
+        except MissingExtraError as error:
+            complain(str(error))
+        else:
+            row |= {"ram": size.ram, "flash": size.flash, "target": size.target}
+            row |= {"compiler": f"{size.compiler} {size.options}"}
+        if header.image:
+            image = out / f"{header.name}.weights.bin"
+            image.write_bytes(header.image)
+            row["image"] = str(image)
+        rows.append(row)
+    if json:
+        tell_json({"version": found, "headers": rows})
+        return 0
+    figures = [
+        [row["file"], *(f"{row[k]:,}" if k in row else "-" for k in ("ram", "flash"))]
+        for row in rows
+    ]
+    show_table(["header", "RAM, bytes", "flash, bytes"], figures)
+    if "target" in rows[0]:
+        say(f"as {rows[0]['compiler']} makes it for {rows[0]['target']}; the stack is not in it")
+    return 0
+
+
+def inference(
+    stored: StoredVersion, name: str, design: str, shape: tuple[int, ...] | None
+) -> list[Header]:
+    """Headers of a fixed-point version: one of the network, two of a vertex chain."""
+    from stillfit.apps.runfile import factory_of
+    from stillfit.firmware.c99 import network_header
+    from stillfit.firmware.c99.inference import DESIGNS
+    from stillfit.l1t.fixed import FixedE2E
+    from stillfit.l1t.fixed_chain import vertex_chain
+    from stillfit.l1t.vertex import VertexTask
+    from stillfit.models.fixed import integer
+    from stillfit.models.model import Architecture, Model, build, load_weights
+
+    chosen = next((d for d in DESIGNS if d == design), None)
+    if chosen is None:
+        raise ConfigError(f"--design is one of {', '.join(DESIGNS)}, got {design!r}")
+    told = stored.manifest.facts.architecture
+    architecture = Architecture(told.factory, told.arguments)
+    network = build(architecture, {told.factory: factory_of(told.factory, Path.cwd())})
+    load_weights(network, stored.weights)
+    if isinstance(network, FixedE2E):
+        chain = vertex_chain(Model(network.eval(), VertexTask(), architecture))
+        parts = {f"{name}_weight": chain.weight, f"{name}_associate": chain.associate}
+        return [network_header(part, label, design=chosen) for label, part in parts.items()]
+    return [network_header(integer(network.eval()), name, design=chosen, shape=shape)]
+
+
+def learning(stored: StoredVersion, run: Path, updater: str, name: str) -> Header:
+    """The header of a version that learns on, as an embedded updater of a run file."""
+    import numpy as np
+
+    from stillfit.apps.firmware_learner import dense_in, described
+    from stillfit.apps.runfile import read
+    from stillfit.core.tables import did_you_mean
+    from stillfit.firmware.c99 import learner_header
+    from stillfit.updaters.embedded import EmbeddedLearner
+    from stillfit.updaters.embedded import device as devices
+
+    settings = read(run)
+    embedded = [n for n, rung in settings.rungs.items() if isinstance(rung, EmbeddedLearner)]
+    learner = settings.rungs.get(updater)
+    if not isinstance(learner, EmbeddedLearner):
+        raise ConfigError(
+            f"{run.name} has no embedded updater {updater!r}{did_you_mean(updater, embedded)}; "
+            f"its embedded ones: {', '.join(embedded) or 'none'}"
+        )
+    model = _model(stored, run)
+    device, plan = learner.switched_on(model, np.random.default_rng(settings.head.seed))
+    if "random" in stored.learner and "weights" in stored.learner:
+        was = devices.restore(device, stored.learner)
+        if np.array_equal(was.weights, device.weights):  # it is this version's own state
+            device = was
+    return learner_header(described(device, plan, dense_in(model)), name)
+
+
+def _model(stored: StoredVersion, run: Path) -> Model:
+    from stillfit.apps.runfile import constant_noise, factory_of, method_factory, read
+    from stillfit.models.growth import FACTORIES as GROWN
+    from stillfit.models.model import Architecture, Model, build, load_weights
+
+    settings = read(run)
+    plain = factory_of(settings.head.network, run.resolve().parent)
+    noisy = settings.head.noise == "constant"
+    factories = {**GROWN, settings.head.network: constant_noise(plain) if noisy else plain}
+    if settings.method:
+        factories[settings.method] = method_factory(settings.method)
+    told = stored.manifest.facts.architecture
+    architecture = Architecture(told.factory, told.arguments)
+    if told.factory not in factories:
+        raise ConfigError(
+            f"the version was made by {told.factory!r} and {run.name} names "
+            f"{settings.head.network!r}; give the run file of this registry"
+        )
+    network = build(architecture, factories)
+    load_weights(network, stored.weights)
+    return Model(network.eval(), settings.task, architecture)
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--shape is whole numbers such as 2,19, got {text!r}") from None
