@@ -475,7 +475,7 @@ def least_squares(
         return macs
     total = p.forgetting + spread
     for i in range(size):
-        size_of = (abs(int(u[i])) << GAIN_BITS) // total
+        size_of = (abs(np.int64(u[i])) << GAIN_BITS) // total
         gain[i] = clip(size_of if u[i] >= 0 else -size_of, _COV_LOW, _COV_HIGH)
     at = len(w) - m * size
     state = int(random[0])
