@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stillfit import __version__
-from stillfit.apps import firmware_build  # noqa: F401 (its commands join the group)
+from stillfit.apps import (
+    firmware_build,  # noqa: F401 (its commands join the group)
+    firmware_c,  # noqa: F401
+)
 from stillfit.apps.command import (
     FAULT,
     MISUSE,
