@@ -85,6 +85,7 @@ def simulator(
 ) -> Simulator:
     """Compile Verilog `files` with the module `top` in `folder`; 3 to 60 s.
 
+    For CXXRTL files may be Yosys's own RTLIL (.il), which it reads faster where memories are large.
     `flatten`: one level of hierarchy, which runs faster; without, equal modules are compiled once.
     `level`: of g++'s optimisation. `MissingExtraError` where a tool is not there.
     """
@@ -100,8 +101,12 @@ def simulator(
         local.append(f"{n}_{path.name}")
         shutil.copy(path, folder / local[-1])
     # Without `opt` before it: the result would be ten times slower.
-    script = (
-        f"read_verilog -nomem2reg {' '.join(local)}; hierarchy -check -top {top}; "
+    rtlil = [name for name in local if name.endswith(".il")]
+    verilog = [name for name in local if not name.endswith(".il")]
+    script = "".join(f"read_rtlil {name}; " for name in rtlil)
+    script += f"read_verilog -nomem2reg {' '.join(verilog)}; " if verilog else ""
+    script += (
+        f"hierarchy -check -top {top}; "
         f"write_cxxrtl -g0 {'' if flatten else '-noflatten '}-header design.cc"
     )
     run_tool((*found.words, "-q", "-p", script), found.name, BUILD_TIMEOUT, folder)
