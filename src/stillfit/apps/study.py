@@ -199,7 +199,12 @@ def electricity(
 
 @command(study, "strategies")
 def strategies(json: Json = False) -> int:
-    """The strategies that the studies know, by family."""
+    """The strategies that the studies know, by family.
+
+    \b
+    Example:
+      stillfit study strategies
+    """
     from stillfit.apps.screen import say, tell_json
     from stillfit.studies.continual.catalogue import STRATEGIES
 
