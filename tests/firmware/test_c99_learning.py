@@ -120,6 +120,26 @@ def test_every_learner_equals_the_kernels_bit_for_bit(name, c99):
     assert (device.weights != before).any()
 
 
+def test_a_product_at_the_lowest_number_keeps_its_sign(c99):
+    """Its magnitude is no int32: kernels that took it as one went the wrong way here."""
+    numbers = Format(width=24, fraction=10, rounding="nearest-even")
+    memory = Exemplars(capacity=9, replays=2)
+    learner = EmbeddedRLS(
+        forgetting=1.0, covariance_bits=12, numbers=numbers, score=1.5, exemplars=memory
+    )
+    torch.manual_seed(7)
+    made = WithNoise(MLP(3, (7,), 1)).eval()
+    model = Model(made, Regression(features=("x",)), Architecture("mlp"))
+    device, plan = learner.switched_on(model, np.random.default_rng(7))
+    header = learner_header(described(device, plan), "net")
+    drawn = np.random.default_rng(7)
+    x = drawn.integers(numbers.low, numbers.high + 1, (400, 3)).astype(numbers.dtype)
+    t = drawn.integers(numbers.low, numbers.high + 1, 400).astype(np.int32)
+    _, state = c99.learned(header, x, t)
+    kernels.learn(device, plan, x, t)
+    assert state[: len(kept(device, plan))] == kept(device, plan)
+
+
 def test_the_ram_is_what_the_learner_announced_and_what_the_compiler_finds(c99):
     from stillfit.updaters.embedded import device as devices
 
