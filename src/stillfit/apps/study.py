@@ -203,7 +203,7 @@ def strategies(json: Json = False) -> int:
 
     \b
     Example:
-      stillfit study strategies
+      stillfit study strategies --json
     """
     from stillfit.apps.screen import say, tell_json
     from stillfit.studies.continual.catalogue import STRATEGIES
