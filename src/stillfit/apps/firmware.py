@@ -28,10 +28,11 @@ def _firmware() -> None:
 
 
 def stored_model(store: Path, version: str) -> tuple[VersionId, Model]:
-    """A vertex network by the first digits of its id, every hash of it checked."""
+    """A vertex or `fixed` network by the first digits of its id, every hash of it checked."""
     from stillfit.apps import inspect
     from stillfit.l1t.factories import FACTORIES
     from stillfit.l1t.vertex import VertexTask
+    from stillfit.models.fixed import FACTORIES as FIXED
     from stillfit.models.model import Architecture, Model, build, load_weights
 
     with inspect.opened(store) as registry:
@@ -39,7 +40,7 @@ def stored_model(store: Path, version: str) -> tuple[VersionId, Model]:
         stored = registry.load_version(found)
     told = stored.manifest.facts.architecture
     architecture = Architecture(told.factory, told.arguments)
-    network = build(architecture, FACTORIES)
+    network = build(architecture, {**FACTORIES, **FIXED})
     load_weights(network, stored.weights)
     return found, Model(network.eval(), VertexTask(), architecture)
 

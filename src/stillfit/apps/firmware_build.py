@@ -37,6 +37,7 @@ def written(
 ) -> list[tuple[Rtl, Vectors, dict[str, Any]]]:
     """Each network of a model in Verilog, in a folder of its own, with bench and report."""
     import numpy as np
+    import torch
 
     from stillfit.firmware.bench_writing import write_bench
     from stillfit.firmware.checking import random_codes, record
@@ -65,7 +66,11 @@ def written(
         ]
     else:
         whole = integer(network)
-        found = [(trace(whole, "network", design=design), whole, network)]
+        layers: nn.Module = network
+        if whole.front is not None:  # scaling is not part of the circuit
+            inner: Any = getattr(network, "layers", network)
+            layers = torch.nn.Sequential(*(one for one in inner if one is not whole.front))
+        found = [(trace(whole, "network", design=design), whole, layers)]
     made = []
     for traced, whole, layers in found:
         name = traced.name.replace(" ", "_")
