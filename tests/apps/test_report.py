@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from stillfit.apps import summary
 from stillfit.apps.report import on_hold, paragraphs, render, season_svg
 from stillfit.apps.report.figures import Figure, best_and_equal, gain, losses, mean, won_back
 from stillfit.apps.report.knowing import (
@@ -28,6 +29,7 @@ from stillfit.apps.report.words import (
     with_error,
 )
 from stillfit.apps.summary import (
+    Circuit,
     Cost,
     Decision,
     Fill,
@@ -548,3 +550,18 @@ def test_without_the_ends_of_the_band_the_median_is_drawn_alone(season):
     shown = knowing_picture(dataclasses.replace(season, uncertainty=plain, lanes=lanes), "frozen")
     assert "sixty" not in shown
     assert shown.count('class="stated') == len(season.fills)
+
+
+def test_versions_as_circuits_are_told_with_their_change(season):
+    name = next(reversed(season.lanes))
+    told = {"method": "traced", "dsp": 0.0, "bram": 0.5, "latency_cycles": 61, "latency_ns": 169.4}
+    found = (
+        Circuit(version="a" * 64, time=0.0, update_class="bitstream", lut=160000.0, **told),
+        Circuit(version="b" * 64, time=4e5, update_class="bitstream", lut=164000.0, **told),
+    )
+    lane = dataclasses.replace(season.lanes[name], circuits=found)
+    with_chip = dataclasses.replace(season, lanes={**season.lanes, name: lane})
+    page = render(with_chip)
+    assert "On the chip" in page and "164,000 (+2.5%)" in page and "169 ns (61 cycles)" in page
+    assert "On the chip" not in render(season)
+    assert summary.from_json(summary.to_json(with_chip)) == with_chip

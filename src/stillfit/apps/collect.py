@@ -3,13 +3,14 @@ anew at any time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import stillfit
 from stillfit.apps.leads import leads
 from stillfit.apps.summary import (
     Calibration,
+    Circuit,
     Cost,
     Decision,
     Fill,
@@ -159,7 +160,30 @@ def _lane(
             seconds=sum(float(m.figures["seconds"]) for m in measured),
         ),
         leads=leads(entries, fills),
+        circuits=tuple(_circuits(registry, entries)),
     )
+
+
+def _circuits(registry: Registry, entries: Sequence[Entry]) -> Iterator[Circuit]:
+    """The versions that served, as circuits, in order of time; none where nothing measured them."""
+    for entry in entries:
+        if entry.version is None or entry.kind not in ("deploy", "switch", "rollback"):
+            continue
+        facts = registry.manifest(entry.version).facts
+        size = facts.footprint
+        if size.used():
+            yield Circuit(
+                version=entry.version,
+                time=entry.time,
+                update_class=facts.update_class,
+                method=size.method,
+                lut=size.lut,
+                ff=size.ff,
+                dsp=size.dsp,
+                bram=size.bram,
+                latency_cycles=size.latency_cycles,
+                latency_ns=size.latency_ns,
+            )
 
 
 def _score(fill: int, entries: list[Entry], figures: list[str]) -> Score:

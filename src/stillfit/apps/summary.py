@@ -150,6 +150,25 @@ class Stored:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Circuit:
+    """A version as a circuit: when it was chosen (s), how it goes on the chip, what it takes there.
+
+    `method`: how the figures came about. `latency_ns`: from the last input to the answer.
+    """
+
+    version: str
+    time: float
+    update_class: str
+    method: str
+    lut: Number = None
+    ff: Number = None
+    dsp: Number = None
+    bram: Number = None
+    latency_cycles: int | None = None
+    latency_ns: Number = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cost:
     """What a lane's updates cost: candidates made, labelled events read, wall-clock seconds."""
 
@@ -169,6 +188,7 @@ class Lane:
     stored: Stored = Stored()
     cost: Cost = Cost()
     leads: tuple[Lead, ...] = ()
+    circuits: tuple[Circuit, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,6 +407,7 @@ def _lane(table: Any, figures: Sequence[str], where: str) -> Lane:
         "forgetting": _maybe(Forgetting, lane.pop("forgetting", None), f"{where}.forgetting"),
         "cost": _maybe(Cost, lane.pop("cost", None), f"{where}.cost") or Cost(),
         "leads": _each(Lead, lane.pop("leads", []), f"{where}.leads"),
+        "circuits": _each(Circuit, lane.pop("circuits", []), f"{where}.circuits"),
     }
     stored = dict(_object(lane.pop("stored", {}), f"{where}.stored"))
     held = {

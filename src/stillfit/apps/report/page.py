@@ -98,6 +98,7 @@ def _contents(summary: Summary) -> Markup:
             ("flag", "When it was known", _flag),
             ("uncertainty", "Uncertainty", _uncertainty),
             ("forgetting", "Forgetting", _forgetting),
+            ("circuits", "On the chip", _circuits),
             ("decisions", "Decisions", _decisions),
             ("stored", "Stored", _stored),
             ("provenance", "Provenance", _provenance),
@@ -292,6 +293,18 @@ def _stored(summary: Summary) -> Markup:
     return _section("stored", "What is stored", _note(note), tables.stored(summary))
 
 
+def _circuits(summary: Summary) -> Markup:
+    if not any(lane.circuits for lane in summary.lanes.values()):
+        return Markup("")
+    note = (
+        "What each version that served takes on the chip, in brackets the change against the one "
+        "before it. Constant weights (bitstream) are part of the circuit, so it changes with "
+        "them; reloadable ones (weights) leave it as it is. Candidates that were refused for "
+        "their footprint are among the decisions."
+    )
+    return _section("circuits", "On the chip", _note(note), tables.circuits(summary))
+
+
 def _provenance(summary: Summary) -> Markup:
     rows = [("stillfit", summary.stillfit), ("seed", str(summary.seed))]
     rows += [("kind", summary.kind), *_flat(summary.run)]
@@ -322,6 +335,7 @@ _SECTIONS: tuple[Callable[[Summary], Markup], ...] = (
     _flag,
     _uncertainty,
     _forgetting,
+    _circuits,
     _decisions,
     _stored,
     _provenance,

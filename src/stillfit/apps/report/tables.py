@@ -295,3 +295,38 @@ def stored(summary: Summary) -> Markup:
         )
     head = ["lane", "versions", "on disk", "labelled events kept", "their bytes", "of which"]
     return table(head, rows, "what is stored")
+
+
+def circuits(summary: Summary) -> Markup:
+    """Every version that served as a circuit, with its change against the one before."""
+    head = ["lane", "version", "from", "loaded as", "LUT", "FF", "DSP", "BRAM", "latency", "method"]
+    rows = []
+    for name, lane in summary.lanes.items():
+        before = None
+        for found in lane.circuits:
+            cells = [
+                name,
+                short(found.version),
+                moment(found.time, summary.fills, unit_of(summary)),
+                found.update_class,
+            ]
+            for what in ("lut", "ff", "dsp", "bram"):
+                value = getattr(found, what)
+                then: float | None = None if before is None else getattr(before, what)
+                cells.append(_resource(value, then))
+            late = found.latency_ns
+            cycles = f" ({found.latency_cycles} cycles)" if found.latency_cycles else ""
+            cells.append(MISSING if late is None else f"{late:.0f} ns{cycles}")
+            cells.append(found.method)
+            rows.append(tag("tr", *(tag("td", cell) for cell in cells)))
+            before = found
+    return table(head, rows, "Versions as circuits")
+
+
+def _resource(value: float | None, before: float | None) -> str:
+    if value is None:
+        return MISSING
+    told = f"{value:,.1f}".removesuffix(".0")
+    if not before or value == before:
+        return told if before is None or value == before else f"{told} (from {before:,.0f})"
+    return f"{told} ({value / before - 1:+.1%})"
