@@ -326,7 +326,7 @@ def circuits(summary: Summary) -> Markup:
 def _resource(value: float | None, before: float | None) -> str:
     if value is None:
         return MISSING
-    told = f"{value:,.1f}".removesuffix(".0")
+    told = f"{value:,.1f}".removesuffix(".0") if value < 1000 else f"{value:,.0f}"
     if not before or value == before:
         return told if before is None or value == before else f"{told} (from {before:,.0f})"
     return f"{told} ({value / before - 1:+.1%})"
