@@ -21,7 +21,7 @@ from stillfit.firmware.tracing import Design
 from stillfit.firmware.verilog import Rtl, network_rtl
 from stillfit.l1t.chip import Histogram, circuits
 from stillfit.l1t.fixed_chain import Answer, VertexChain
-from stillfit.l1t.fixed_words import _CROSSING_BITS, tables
+from stillfit.l1t.fixed_words import CROSSING_BITS, tables
 from stillfit.l1t.geometry import BARREL_HALF_LENGTH, BARREL_R
 from stillfit.l1t.trackword import FIELDS, SECTORS
 from stillfit.l1t.vertexing import ETA_CELLS, Z0_LSB
@@ -127,7 +127,7 @@ def _numbers(chain: VertexChain, sectors: tuple[int, ...]) -> Numbers:
     if not symmetric or (np.diff(cells) < 0).any():
         raise DataError("the tables of the track word are not even in tan(lambda)")
     half = ETA_CELLS // 2
-    one = 1 << _CROSSING_BITS
+    one = 1 << CROSSING_BITS
     edges = tuple(int(np.searchsorted(cells, half + k)) for k in range(1, half))
     sector = chain.sector_table.reshape(ETA_CELLS, SECTORS)
     return Numbers(

@@ -31,7 +31,7 @@ PT, QUALITY, ETA, RESOLUTION = range(4)
 FRACTIONS = np.array([8, 2, 9, 5], np.int64)
 HALF_Z = 1 << (FIELDS["z0"].bits - 1)
 WORD_COLUMNS = ("pt", "eta", "phi", "z0", "hitpattern", "quality")
-_CROSSING_BITS = 16  # fraction bits of the barrel's crossing test, in cm
+CROSSING_BITS = 16  # fraction bits of the barrel's crossing test, in cm
 
 
 class Tables(NamedTuple):
@@ -107,7 +107,7 @@ def barrel_hits(hitpattern: Codes, tanl: Codes, z0: Codes) -> Codes:
     A layer of radius r is crossed within the barrel where |z0 + tanl r| < its half length; all in
     steps of 2^-16 cm.
     """
-    one = 1 << _CROSSING_BITS
+    one = 1 << CROSSING_BITS
     at_beam = (2 * z0.astype(np.int64) + 1) * round(Z0_LSB / 2 * one)
     hits = np.zeros(len(z0), np.int32)
     for layer, radius in enumerate(BARREL_R[:3]):
