@@ -60,7 +60,7 @@ def _tuned(name: str, kind: type[Updater], **knobs: Any) -> Make:
 
     def make(recipe: Recipe, number: int) -> Updater:
         given = {key: v(recipe) if callable(v) else v for key, v in knobs.items()}
-        derived = {"schedule": recipe.schedule(), "min_events": FEW, **given}
+        derived = {"schedule": recipe.schedule(strategy=name), "min_events": FEW, **given}
         return kind(**recipe.tuned(name, **derived))
 
     return make
@@ -109,7 +109,8 @@ def _gdumb(recipe: Recipe, number: int) -> Updater:
     kept = min(int(knobs["capacity"]), recipe.rows * (number + 1))
     rate = recipe.rate if recipe.retrain_rate is None else recipe.retrain_rate
     by = "y" if recipe.kind == "classes" else "condition"
-    derived = {"by": by, "schedule": recipe.schedule(rows=kept, rate=rate), "min_events": 1}
+    schedule = recipe.schedule(rows=kept, rate=rate, strategy="gdumb")
+    derived = {"by": by, "schedule": schedule, "min_events": 1}
     return GDumb(**{**derived, **knobs})
 
 

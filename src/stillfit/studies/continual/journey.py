@@ -203,13 +203,13 @@ def travel(setup: Setup, strategy: Strategy, seed: int) -> Journey:
 def _walker(setup: Setup, strategy: Strategy, seed: int) -> _Walker:
     # One stream for all strategies: what they draw alike is alike, so differences are paired.
     seeds = Seeds(Seeds(seed).integer("continual", setup.recipe.scenario))
-    model = setup.start if setup.trained is None else setup.trained
+    model = setup.trained or setup.own.get(strategy.name, setup.start)
     return _Walker(setup, strategy, seeds, model, {}, Kept(setup.experiences))
 
 
 def _walk(setup: Setup, strategy: Strategy, seed: int) -> Journey:
     walker = _walker(setup, strategy, seed)
-    matrix = [_row(setup, setup.start)]
+    matrix = [_row(setup, walker.serving if setup.trained is None else setup.start)]
     recovery: list[Recovery] = []
     if setup.trained is not None:
         first = setup.experiences[0].train

@@ -17,7 +17,8 @@ class PixelNetwork(nn.Sequential):
     """Dense ReLU layers on pixels between 0 and 1, which are not standardised.
 
     A pixel that is almost always black in the first experience would have a deviation near 0 and
-    blow up in the next one. `seed` draws the first weights.
+    blow up in the next one. `seed` draws the first weights; `dropout`: share of the pixels that a
+    training pass does not see.
     """
 
     def __init__(
@@ -26,10 +27,11 @@ class PixelNetwork(nn.Sequential):
         hidden: Sequence[int] = (400, 400),
         classes: int = 10,
         seed: int = 0,
+        dropout: float = 0.0,
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            layers: list[nn.Module] = []
+            layers: list[nn.Module] = [nn.Dropout(dropout)] if dropout else []
             for before, after in pairwise([pixels, *hidden]):
                 layers += [nn.Linear(before, after), nn.ReLU()]
             super().__init__(*layers, nn.Linear([pixels, *hidden][-1], classes))

@@ -68,7 +68,7 @@ class Recipe:
     `window`: seconds that hold the newest experience and no older one. `classes`: of labels, 2 for
     tracks. `budget`: what every update must keep to. `online_batch`, `online_rate`: of one pass
     with SGD. `knobs`: by strategy, where a scenario's published or tried ones differ from what
-    the catalogue derives.
+    the catalogue derives; `training`: likewise `epochs` and `batch` of its schedule.
     """
 
     scenario: str
@@ -92,6 +92,7 @@ class Recipe:
     online_batch: int = 1
     online_rate: float = 0.01
     knobs: Mapping[str, Mapping[str, JSON]] = field(default_factory=dict)
+    training: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def tuned(self, strategy: str, **derived: Any) -> dict[str, Any]:
         """What the catalogue derives, and over it what the scenario says of this strategy."""
@@ -104,10 +105,14 @@ class Recipe:
         rows: float | None = None,
         batch: int | None = None,
         rate: float | None = None,
+        strategy: str = "",
     ) -> Schedule:
-        """`epochs` passes over `rows` in batches; the recipe's own where nothing is said."""
-        size = self.batch if batch is None else batch
-        passed = (self.epochs if epochs is None else epochs) * (self.rows if rows is None else rows)
+        """`epochs` passes over `rows` in batches; where nothing is said, the strategy's own of
+        `training`, or the recipe's."""
+        own = self.training.get(strategy, {})
+        size = int(own.get("batch", self.batch)) if batch is None else batch
+        often = own.get("epochs", self.epochs) if epochs is None else epochs
+        passed = often * (self.rows if rows is None else rows)
         return Schedule(
             steps=max(1, math.ceil(passed / size)),
             batch=size,
@@ -132,7 +137,8 @@ class Setup:
 
     `start`: the network before any experience. `trained`: after the first one, where that is the
     same initial training for all strategies, which then begin with it; None: every strategy
-    learns the first experience in its own way. `tests`: held-out rows of every condition.
+    learns the first experience in its own way; `own`: the networks of strategies that then start
+    with another one than `start`. `tests`: held-out rows of every condition.
     `portions`: labelled events of a condition after which there is an update, besides that with
     all of them. `labels`: see `Options`. `ram`: bytes that the device has, None for no limit.
     `prequential`: experiences are tested and then learned, each once.
@@ -145,6 +151,7 @@ class Setup:
     score: Scoring
     recipe: Recipe
     trained: Model | None = None
+    own: Mapping[str, Model] = field(default_factory=dict)
     portions: tuple[int, ...] = ()
     prequential: bool = False
     labels: float = 1.0

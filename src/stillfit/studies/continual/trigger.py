@@ -87,7 +87,13 @@ def _labelled(
 
 
 def vertex_setup(
-    met: Sequence[Experience], network: str, options: Options, seed: int, *, scenario: str
+    met: Sequence[Experience],
+    network: str,
+    options: Options,
+    seed: int,
+    *,
+    scenario: str,
+    portions: tuple[int, ...] = PORTIONS,
 ) -> Setup:
     """Experiences of whole events for a vertex network that was trained on nominal ones.
 
@@ -127,7 +133,7 @@ def vertex_setup(
         score=of_vertices,
         recipe=recipe,
         trained=trained,
-        portions=PORTIONS,
+        portions=portions,
         labels=options.labels,
     )
 
