@@ -17,8 +17,10 @@ from stillfit.models.task import Regression
 from stillfit.models.training import Schedule
 from stillfit.studies.continual.catalogue import STRATEGIES
 from stillfit.studies.continual.setting import Recipe
-from stillfit.testing import Law, check_updater
-from stillfit.testing.updater import UNCERTAIN, Store, _Suite, eager, stored
+from stillfit.testing import CLASSIFICATION, REGRESSION, Law, Problem, check_updater
+from stillfit.testing.problems import Store
+from stillfit.testing.trial import Trial, eager, stored
+from stillfit.testing.updater import UNCERTAIN, checks_of
 from stillfit.updaters.contract import Declined, Meter, Updater
 from stillfit.updaters.dynamic import Compress, Grow, PackNet
 from stillfit.updaters.embedded import (
@@ -58,6 +60,14 @@ class Shiftable(Regression):
         if abs(away.mean()) < significance * away.std() / np.sqrt(len(away)):
             return {}
         return {"target_mean": np.float32(float(network.target_mean) + away.mean())}
+
+
+SHIFTABLE = Problem(
+    name="regression",
+    task=Shiftable(features=("a", "b")),
+    network=REGRESSION.network,
+    draw=REGRESSION.draw,
+)
 
 
 def anchored(kind, **knobs):
@@ -175,7 +185,7 @@ CASES = [
             "a threshold above 1 is fine-tuning": Law(
                 updater=PseudoLabels(schedule=S, probability=2.0),
                 like=NAIVE,
-                kinds=("classification",),
+                problems=("classification",),
             )
         },
     ),
@@ -234,7 +244,7 @@ def test_every_updater_passes(updater, laws):
     report = check_updater(
         updater,
         laws=laws,
-        tasks={"regression": Shiftable(features=("a", "b"))},
+        problems=(SHIFTABLE, CLASSIFICATION),
         methods=("deep-ensemble", "laplace"),
         learns=not isinstance(updater, KEEPERS),
     )
@@ -261,13 +271,11 @@ def test_every_way_to_state_uncertainty_is_tried_by_default():
 # -- broken updaters: each is found by the check that is about it -------------------------------
 
 
-def outcome(updater, name, kind="regression", laws=None, **facts):
-    suite = _Suite(
-        updater=updater, kind=kind, laws=laws or {}, methods=("deep-ensemble",), learns=True,
-        seed=0, **facts,
-    )  # fmt: skip
-    (check,) = suite.run(name)
-    assert check.name.startswith(f"{kind}: ")
+def outcome(updater, name, laws=None):
+    trial = Trial(updater=updater, problem=REGRESSION)
+    methods = ("deep-ensemble",)
+    (check,) = checks_of(trial, laws=laws or {}, methods=methods, learns=True, only=name)
+    assert check.name == f"regression: {name}"
     return check
 
 
@@ -448,7 +456,7 @@ def test_a_law_that_does_not_hold_is_found():
     assert exact.outcome == "failed" and "weights differ: layers.1" in exact.because
     near = outcome(Right(), "law: nearly so", laws=lies)
     assert near.outcome == "failed" and "of the way of fine-tuning apart" in near.because
-    elsewhere = {"x": Law(updater=Right(), kinds=("classification",))}
+    elsewhere = {"x": Law(updater=Right(), problems=("classification",))}
     assert outcome(Right(), "law: x", laws=elsewhere).outcome == "skipped"
 
 
@@ -456,7 +464,7 @@ def test_an_updater_states_laws_of_its_own():
     def laws(self):
         return {"rate 0 is frozen": (Right(schedule=replace(S, rate=0.0)), None, 0.0)}
 
-    report = check_updater(broken(laws=laws), methods=(), kinds=("regression",))
+    report = check_updater(broken(laws=laws), methods=(), problems=[REGRESSION])
     assert "regression: law: rate 0 is frozen" in report.passed
 
 
@@ -464,7 +472,7 @@ def test_an_updater_that_refuses_everything_fails_and_says_so():
     def update(self, serving, learner, fresh, memory, *, budget, rng):
         raise ConfigError("not this network, whatever it is")
 
-    with pytest.raises(AssertionError, match="takes a task: every kind of task is declined"):
+    with pytest.raises(AssertionError, match="takes a task: every problem is declined"):
         check_updater(broken(update=update))
     report = check_updater(broken(update=update), strict=False, name="mine")
     assert report.subject == "mine" and report.count == 1
@@ -488,9 +496,9 @@ def test_small_batches_reach_the_strategy():
 
 
 def test_the_store_of_the_suite_holds_what_it_is_given():
-    suite = _Suite(updater=Right(), kind="regression", laws={}, methods=(), learns=True, seed=0)
-    old, new = suite.draw(30, "old"), suite.draw(20, "new")
-    store = Store(old, new, waiting=suite.draw(9, "new", first=500))
+    trial = Trial(updater=Right(), problem=REGRESSION)
+    old, new = trial.draw(30, "old"), trial.draw(20, "new")
+    store = Store(old, new, waiting=trial.draw(9, "new", first=500))
     assert len(store.all()) == 50
     assert set(store.window(float(new.times[0])).conditions) == {"new"}
     waiting = store.unlabelled("new", 4)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
+
+
+class Skip(Exception):
+    """A check that does not apply, and why."""
 
 
 @dataclass(frozen=True)
@@ -46,3 +51,22 @@ class Report:
             because = f": {check.because}" if check.because else ""
             lines.append(f"  {check.outcome:8}{check.name}{because}")
         return "\n".join(lines)
+
+
+def made(name: str, check: Callable[[], None]) -> Check:
+    """Make one check: what is checked and breaks fails it, not the suite."""
+    try:
+        check()
+    except Skip as reason:
+        return Check(name, "skipped", str(reason))
+    except AssertionError as failure:
+        return Check(name, "failed", str(failure))
+    except Exception as error:  # noqa: BLE001  a foreign error is a finding
+        return Check(name, "failed", f"{type(error).__name__}: {error}")
+    return Check(name, "passed")
+
+
+def owes(holds: bool, otherwise: str) -> None:
+    """The check fails with the figures `otherwise` unless it holds."""
+    if not holds:
+        raise AssertionError(otherwise)

@@ -23,7 +23,7 @@ from stillfit.models.networks import MLP, Standardise
 from stillfit.models.task import Answer, Classification, Regression, Task
 from stillfit.models.tensors import Tensors, tensors
 from stillfit.models.training import Prepared, Schedule, fit
-from stillfit.testing.report import Check, Report
+from stillfit.testing.report import Check, Report, Skip, made, owes
 from stillfit.uncertainty.methods import Method
 
 Convert: TypeAlias = Callable[[nn.Module], nn.Module]
@@ -31,10 +31,6 @@ Stated: TypeAlias = Predictive | Categorical
 CLASSES = 3
 LONG = Schedule(steps=400, batch=128, rate=0.01)
 SHORT = Schedule(steps=15, batch=64, rate=0.01)
-
-
-class _Skip(Exception):
-    """A check that does not apply, and why."""
 
 
 def check_uncertainty(
@@ -120,7 +116,7 @@ class _Suite:
             self.probe()
         except ConfigError as error:
             return [Check(f"{self.label}: all", "skipped", f"refused: {error}")]
-        made = {
+        wanted = {
             "shapes": self.shapes,
             "total at least its parts": self.parts,
             "rows do not know each other": self.rows,
@@ -136,8 +132,8 @@ class _Suite:
             **self.own(),
         }
         return [
-            _made(f"{self.label}: {name}", check)
-            for name, check in made.items()
+            made(f"{self.label}: {name}", check)
+            for name, check in wanted.items()
             if only is None or name == only
         ]
 
@@ -175,14 +171,14 @@ class _Suite:
         model = self.model
         for n in (1, 7):
             predictive = self.stated(model, n)
-            _owes(len(predictive) == n, f"{n} events gave {len(predictive)} predictions")
+            owes(len(predictive) == n, f"{n} events gave {len(predictive)} predictions")
             for part in ("std", "aleatoric", "epistemic"):
                 value = getattr(predictive, part)
                 if value is not None:
-                    _owes(value.shape == (n,), f"{part} of {n} events has the shape {value.shape}")
-                    _owes(bool(np.isfinite(value).all()), f"{part} is not finite")
+                    owes(value.shape == (n,), f"{part} of {n} events has the shape {value.shape}")
+                    owes(bool(np.isfinite(value).all()), f"{part} is not finite")
         both = type(predictive).concat([predictive, predictive])  # type: ignore[list-item]
-        _owes(len(both.take(np.arange(9))) == 9, "two predictions joined cannot be taken from")
+        owes(len(both.take(np.arange(9))) == 9, "two predictions joined cannot be taken from")
 
     def parts(self) -> None:
         model = self.model
@@ -190,14 +186,14 @@ class _Suite:
         total = _total(predictive)
         known = [p for p in (predictive.aleatoric, predictive.epistemic) if p is not None]
         if not known:
-            raise _Skip("it cannot tell noise from ignorance")
+            raise Skip("it cannot tell noise from ignorance")
         for part in known:
-            _owes(bool(np.all(part >= 0)), f"a part is negative: {part.min():.3g}")
+            owes(bool(np.all(part >= 0)), f"a part is negative: {part.min():.3g}")
             worst = float((part - total * (1 + 1e-6)).max())
-            _owes(worst <= 1e-9, f"a part exceeds the total by {worst:.3g}")
+            owes(worst <= 1e-9, f"a part exceeds the total by {worst:.3g}")
         if len(known) == 2:
             away = float(np.max(np.abs(sum(known) - total) / total.max()))
-            _owes(away < 1e-6, f"the parts do not add up to the total, by a share of {away:.3g}")
+            owes(away < 1e-6, f"the parts do not add up to the total, by a share of {away:.3g}")
 
     def rows(self) -> None:
         model = self.model
@@ -227,7 +223,7 @@ class _Suite:
             self.stated(model)
             moved = not torch.equal(state, torch.random.get_rng_state())
         _alike(one, other, "one version answers twice in two ways", exactly=True)
-        _owes(not moved, "a prediction draws from torch's global generator")
+        owes(not moved, "a prediction draws from torch's global generator")
 
     def seeded(self) -> None:
         one, other = (self.stated(self.trained(self.converted(), SHORT, 200)) for _ in range(2))
@@ -240,7 +236,7 @@ class _Suite:
         )
         pairs = zip(one.parameters(), other.parameters(), strict=True)
         same = all(torch.equal(a, b) for a, b in pairs)
-        _owes(not same, "`fresh` draws the same network from any seed")
+        owes(not same, "`fresh` draws the same network from any seed")
 
     def stored(self) -> None:
         model = self.trained(self.converted(), SHORT, 200)
@@ -260,7 +256,7 @@ class _Suite:
         try:
             model = self.trained(self.converted(plain), SHORT, 200)
         except ConfigError as error:
-            raise _Skip(f"refused: {error}") from None
+            raise Skip(f"refused: {error}") from None
         before = model.weights()
         self.stated(model)
         _unchanged(before, model.weights())
@@ -269,8 +265,8 @@ class _Suite:
         said = self.constant(np.array([-1.0, 1.0]))
         parts = said.epistemic
         if parts is None:
-            raise _Skip("it cannot tell noise from ignorance")
-        _owes(bool(np.all(parts > 0)), f"their epistemic part is {parts.min():.3g}")
+            raise Skip("it cannot tell noise from ignorance")
+        owes(bool(np.all(parts > 0)), f"their epistemic part is {parts.min():.3g}")
 
     def constant(self, places: NDArray[np.float64]) -> Stated:
         """What the method states where its passes say constants, at each of `places` in turn."""
@@ -281,7 +277,7 @@ class _Suite:
             raw = self.said(network, places, 4)
             return self.task.state(network, (raw,), inputs)[0]
         if network.n_passes < 2:
-            raise _Skip("it has one pass and no members")
+            raise Skip("it has one pass and no members")
         raw = self.said(uncertain.core_of(network), np.resize(places, network.n_passes), 4)
         asked: list[Tensors] = []
 
@@ -292,7 +288,7 @@ class _Suite:
         network.passes = passes  # type: ignore[method-assign]
         stated, _ = network.predict(self.task, inputs)
         if not asked:
-            raise _Skip("its prediction is not a mixture of passes")
+            raise Skip("its prediction is not a mixture of passes")
         return stated
 
     def said(self, core: nn.Module, places: NDArray[np.float64], n: int) -> Tensor:
@@ -302,7 +298,7 @@ class _Suite:
     def gpu(self) -> None:
         model = self.model
         if not torch.cuda.is_available():
-            raise _Skip("there is no GPU")
+            raise Skip("there is no GPU")
         twin = model.copy()
         twin.network.to("cuda").eval()
         inputs = tensors(uncertain.prepare(self.task, twin.network, self.draw(64, "x").inputs))
@@ -341,7 +337,7 @@ class _Regression(_Suite):
         assert isinstance(predictive, Predictive)
         values = predictive.cdf(np.asarray(test.targets["y"]))
         found = stats.kstest(values, "uniform")
-        _owes(
+        owes(
             found.pvalue >= self.significance,
             f"the largest distance of 300 values from uniform is {found.statistic:.3f}, "
             f"p = {found.pvalue:.2g} below {self.significance:g}",
@@ -353,24 +349,24 @@ class _Regression(_Suite):
         assert isinstance(predictive, Predictive)
         y = np.asarray(test.targets["y"])
         rmse, guessing = float(np.sqrt(np.mean((predictive.mean - y) ** 2))), float(y.std())
-        _owes(rmse < 0.8 * guessing, f"RMSE {rmse:.3f}, of guessing the mean {guessing:.3f}")
+        owes(rmse < 0.8 * guessing, f"RMSE {rmse:.3f}, of guessing the mean {guessing:.3f}")
 
     def verbs(self) -> None:
         model = self.model
         predictive = self.stated(model)
         assert isinstance(predictive, Predictive)
-        _owes(bool(np.all(predictive.variance > 0)), "a variance is not positive")
+        owes(bool(np.all(predictive.variance > 0)), "a variance is not positive")
         low, high = predictive.interval(0.9)
-        _owes(bool(np.all(low < high)), "a 90 % interval is empty")
+        owes(bool(np.all(low < high)), "a 90 % interval is empty")
         level = predictive.cdf(predictive.quantile(0.3))
         away = float(np.abs(level - 0.3).max())
-        _owes(away < 1e-6, f"cdf(quantile(0.3)) is off by {away:.3g}")
+        owes(away < 1e-6, f"cdf(quantile(0.3)) is off by {away:.3g}")
 
     def total(self) -> None:
         places = np.array([-1.0, 0.5, 2.0])
         said = self.constant(places)
         if isinstance(said, QuantileTable):
-            raise _Skip("quantiles of several passes are averaged, not mixed")
+            raise Skip("quantiles of several passes are averaged, not mixed")
         core = uncertain.core_of(self.converted())
         m = self.passes(places)
         single = [
@@ -380,7 +376,7 @@ class _Regression(_Suite):
         means = np.stack([one.mean for one in single])
         law = np.mean([one.variance for one in single], 0) + means.var(0)
         away = float(np.abs(_total(said) / law - 1).max())
-        _owes(
+        owes(
             away < 1e-5,
             f"the total variance is {_total(said)[0]:.4g}, the mean of the members' variances and "
             f"the variance of their means together {law[0]:.4g}",
@@ -423,9 +419,9 @@ class _Classification(_Suite):
         stated = self.stated(model)
         assert isinstance(stated, Categorical)
         shape = stated.probabilities.shape
-        _owes(shape == (64, CLASSES), f"64 events of {CLASSES} classes gave {shape}")
+        owes(shape == (64, CLASSES), f"64 events of {CLASSES} classes gave {shape}")
         away = float(np.abs(stated.probabilities.sum(1) - 1).max())
-        _owes(away < 1e-6, f"probabilities sum to 1 but for {away:.3g}")
+        owes(away < 1e-6, f"probabilities sum to 1 but for {away:.3g}")
 
     def better(self) -> None:
         model = self.model
@@ -434,7 +430,7 @@ class _Classification(_Suite):
         assert isinstance(stated, Categorical)
         loss = -float(stated.log_prob(np.asarray(test.targets["y"])).mean())
         guessing = float(np.log(CLASSES))
-        _owes(loss < 0.8 * guessing, f"log loss {loss:.3f}, of guessing {guessing:.3f}")
+        owes(loss < 0.8 * guessing, f"log loss {loss:.3f}, of guessing {guessing:.3f}")
 
     def said(self, core: nn.Module, places: NDArray[np.float64], n: int) -> Tensor:
         raw = torch.zeros(len(places), n, CLASSES)
@@ -467,23 +463,6 @@ def _examples(a: NDArray[Any], b: NDArray[Any], y: NDArray[Any]) -> Examples:
     return Examples(np.arange(n), inputs, targets, np.zeros(n), np.full(n, "all"))
 
 
-def _made(name: str, check: Callable[[], None]) -> Check:
-    try:
-        check()
-    except _Skip as reason:
-        return Check(name, "skipped", str(reason))
-    except AssertionError as failure:
-        return Check(name, "failed", str(failure))
-    except Exception as error:  # noqa: BLE001  a method that breaks fails the check, not the suite
-        return Check(name, "failed", f"{type(error).__name__}: {error}")
-    return Check(name, "passed")
-
-
-def _owes(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise AssertionError(otherwise)
-
-
 def _total(stated: Stated) -> NDArray[np.float64]:
     return stated.entropy if isinstance(stated, Categorical) else stated.variance
 
@@ -509,9 +488,9 @@ def _alike(
     for a, b in zip(_arrays(one), _arrays(other), strict=True):
         away = float(np.abs(a - b).max())
         allowed = 0.0 if exactly else share * float(np.abs(a).max())
-        _owes(away <= allowed, f"{otherwise} (by {away:.3g})")
+        owes(away <= allowed, f"{otherwise} (by {away:.3g})")
 
 
 def _unchanged(before: dict[str, NDArray[Any]], after: dict[str, NDArray[Any]]) -> None:
     moved = [name for name, value in before.items() if not np.array_equal(value, after[name])]
-    _owes(not moved, f"prediction changed {', '.join(moved)}")
+    owes(not moved, f"prediction changed {', '.join(moved)}")
