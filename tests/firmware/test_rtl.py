@@ -42,12 +42,14 @@ def test_a_code_that_does_not_fit_is_named():
 
 
 def test_a_missing_simulator_is_named_with_the_remedy(tmp_path, monkeypatch):
-    monkeypatch.setattr(simulation.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"C\+\+ compiler g\+\+, which is not on the path"):
         simulation.simulator([], "top", {}, {}, tmp_path)
     with pytest.raises(MissingExtraError, match="Verilator was asked for and is not on the path"):
         simulation.simulator([], "top", {}, {}, tmp_path, engine="verilator")
-    with pytest.raises(ConfigError, match="engine is one of cxxrtl, verilator, got 'modelsim'"):
+    with pytest.raises(
+        ConfigError, match="engine is one of auto, cxxrtl, verilator, got 'modelsim'"
+    ):
         simulation.simulator([], "top", {}, {}, tmp_path, engine="modelsim")
 
 
@@ -78,7 +80,7 @@ def written(parts, folder, design):
     layers, whole = parts
     chip = device("xc7a35t")
     traced = trace(whole, "small network", design=design)
-    rtl = network_rtl(traced, "small", folder, chip)
+    rtl = network_rtl(traced, "tiny", folder, chip)
     fraction = np.broadcast_to(np.array(traced.input.f), (traced.inputs,))
     vectors = record(whole, layers, random_codes(2000, rtl, 5), fraction)
     return rtl, vectors, write_bench(rtl, vectors, chip)
@@ -87,12 +89,12 @@ def written(parts, folder, design):
 @pytest.mark.parametrize("design", ["constant", "reloadable"])
 def test_a_project_holds_all_that_its_readme_names(parts, tmp_path, design):
     rtl, vectors, report = written(parts, tmp_path, design)
-    for name in (*rtl.files, "small_tb.v", "small_inputs.hex", "report.json", "README.md"):
+    for name in (*rtl.files, "tiny_tb.v", "tiny_inputs.hex", "report.json", "README.md"):
         assert (tmp_path / name).is_file()
     assert np.array_equal(vectors.whole, vectors.fake)
     assert report["latency_cycles"] == rtl.latency
-    assert len((tmp_path / "small_outputs.hex").read_text().split()) == 1000
-    image = tmp_path / "small_weights.hex"
+    assert len((tmp_path / "tiny_outputs.hex").read_text().split()) == 1000
+    image = tmp_path / "tiny_weights.hex"
     assert image.is_file() == (design == "reloadable")
     if design == "reloadable":
         loaded = np.array([int(line, 16) for line in image.read_text().split()], np.uint32)
@@ -112,6 +114,8 @@ def test_a_name_that_is_no_module_is_refused(parts, tmp_path):
 
     with pytest.raises(ConfigError, match="'a b' is not the name of a Verilog module"):
         network_rtl(trace(parts[1], "small"), "a b", tmp_path, device("xc7a35t"))
+    with pytest.raises(ConfigError, match="'small' is not the name of a Verilog module"):
+        network_rtl(trace(parts[1], "small"), "small", tmp_path, device("xc7a35t"))
 
 
 def test_the_simulated_rtl_equals_the_network_and_a_wrong_weight_is_found(parts, tmp_path):

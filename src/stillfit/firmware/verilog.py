@@ -18,6 +18,24 @@ from stillfit.firmware.tools import ToolError
 from stillfit.firmware.tracing import Traced
 from stillfit.models.fixed.formats import Codes
 
+# IEEE 1364-2005, annex B.
+KEYWORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "always and assign automatic begin buf bufif0 bufif1 case casex casez cell cmos config "
+        "deassign default defparam design disable edge else end endcase endconfig endfunction "
+        "endgenerate endmodule endprimitive endspecify endtable endtask event for force forever "
+        "fork function generate genvar highz0 highz1 if ifnone incdir include initial inout input "
+        "instance integer join large liblist library localparam macromodule medium module nand "
+        "negedge nmos nor noshowcancelled not notif0 notif1 or output parameter pmos posedge "
+        "primitive pull0 pull1 pulldown pullup pulsestyle_ondetect pulsestyle_onevent rcmos real "
+        "realtime reg release repeat rnmos rpmos rtran rtranif0 rtranif1 scalared showcancelled "
+        "signed small specify specparam strong0 strong1 supply0 supply1 table task time tran "
+        "tranif0 tranif1 tri tri0 tri1 triand trior trireg unsigned use uwire vectored wait wand "
+        "weak0 weak1 while wire wor xnor xor",
+    )
+)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Rtl:
@@ -77,8 +95,10 @@ def network_rtl(traced: Traced, name: str, folder: Path, chip: Chip) -> Rtl:
     Files: NAME.v (the top), NAME_pipeline.v, NAME_stageN.v and what they share (`static/`).
     Modules carry the name, so that several networks can be read together. 0.1 to 1 s.
     """
-    if not re.fullmatch(r"[A-Za-z_]\w*", name):
-        raise ConfigError(f"{name!r} is not the name of a Verilog module; use letters, digits, _")
+    if not re.fullmatch(r"[A-Za-z_]\w*", name) or name in KEYWORDS:
+        raise ConfigError(
+            f"{name!r} is not the name of a Verilog module; use letters, digits, _, and no keyword"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="stillfit-") as place:
         made = write_rtl(traced, Path(place), "network", chip.cutoff)
