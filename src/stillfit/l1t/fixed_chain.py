@@ -33,6 +33,7 @@ from stillfit.models.model import Model
 # Bins by distance to the middle of the histogram, the lower first: how equal scores are decided.
 ORDER = np.lexsort((np.arange(BINS), np.abs(2 * np.arange(BINS) - (BINS - 1)))).astype(np.int64)
 SEEN = np.array([PT, QUALITY, RESOLUTION])
+SEEN_FRACTION = np.array([*FRACTIONS[SEEN], AWAY_FRACTION])
 
 
 class Answer(NamedTuple):
@@ -86,6 +87,19 @@ class VertexChain:
     def find(self, given: Inputs, offsets: NDArray[np.int64]) -> Answer:
         """The vertex of each event and the association of its tracks; event i owns the tracks from
         `offsets[i]` to `offsets[i + 1]`."""
+        weights, seen, best, z0, score = self._found(given, offsets)
+        logits = self.associate.run(seen, SEEN_FRACTION).codes[:, 0]
+        return Answer(best, z0, score, weights, logits, logits >= self.threshold)
+
+    def seen(self, given: Inputs, offsets: NDArray[np.int64]) -> NDArray[np.int32]:
+        """What the association network is given of each track (items, 4), in whole numbers: pT,
+        quality, resolution, |bin - winning bin|, with `SEEN_FRACTION` bits behind the point."""
+        return self._found(given, offsets)[1]
+
+    def _found(
+        self, given: Inputs, offsets: NDArray[np.int64]
+    ) -> tuple[Codes, NDArray[np.int32], Codes, Codes, Codes]:
+        """Weights, inputs of the association, winning bins, positions and scores."""
         items = len(given.place)
         if offsets[0] != 0 or offsets[-1] != items:
             raise ShapeError(
@@ -101,9 +115,7 @@ class VertexChain:
         seen = np.empty((items, 4), np.int32)
         seen[:, :3] = given.features[:, SEEN]
         _distances(bins, best, offsets, seen)
-        fraction = np.array([*FRACTIONS[SEEN], AWAY_FRACTION])
-        logits = self.associate.run(seen, fraction).codes[:, 0]
-        return Answer(best, z0, score, weights, logits, logits >= self.threshold)
+        return weights, seen, best, z0, score
 
     def find_words(
         self, words: NDArray[np.uint8], sector: NDArray[np.int8], offsets: NDArray[np.int64]

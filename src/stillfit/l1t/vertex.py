@@ -17,12 +17,14 @@ from stillfit.core.events import Examples
 from stillfit.core.predictive import Categorical, Predictive
 from stillfit.l1t.e2e import HistogramNetwork
 from stillfit.l1t.metrics import as_figures, vertex_metrics
+from stillfit.l1t.on_chip import association_part
 from stillfit.l1t.recalibration import recalibrate
 from stillfit.l1t.vertexing import VertexFinder, ragged
 from stillfit.models.likelihood import likelihood_of
 from stillfit.models.networks import reinitialised
 from stillfit.models.task import Answer, dense
 from stillfit.models.tensors import Tensors
+from stillfit.updaters.embedded.dense import Part
 
 NEAR = 0.15  # cm: a vertex within it is found
 _NOT_A_POSITION = "a vertex is a position: its prediction must be a distribution of z"
@@ -124,6 +126,10 @@ class VertexTask:
     ) -> dict[str, Array]:
         """See `recalibration.recalibrate`."""
         return recalibrate(network, examples, significance=significance)
+
+    def device_part(self, network: nn.Module) -> Part | str:
+        """What a chip can learn of a network, see `on_chip.AssociationPart`, or why nothing."""
+        return association_part(network)
 
     def errors(
         self, predictive: Predictive | Categorical, outputs: Arrays, targets: Arrays

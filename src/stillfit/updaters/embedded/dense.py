@@ -1,9 +1,10 @@
-"""A torch network as the dense layers that a device holds, and back."""
+"""A torch network, or a part of one, as the dense layers that a device holds, and back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +21,50 @@ from stillfit.models.networks import MLP, Standardise, WithNoise
 from stillfit.models.task import Classification, Regression, matrix, truth
 from stillfit.models.tensors import tensors
 from stillfit.updaters.embedded.fixed import Format
+
+Ends: TypeAlias = tuple[NDArray[np.int32], NDArray[np.int32]]
+
+
+class Part(Protocol):
+    """Dense ReLU layers with a linear last one, and how events become their examples.
+
+    `sizes`: inputs and outputs of all layers; `classes`: 0 for a regression; `scales`: numbers by
+    which inputs and targets were read: while they stay, kept examples mean the same.
+    """
+
+    @property
+    def sizes(self) -> tuple[int, ...]: ...
+
+    @property
+    def classes(self) -> int: ...
+
+    @property
+    def scales(self) -> NDArray[np.float64]: ...
+
+    def flat(self, weights: Mapping[str, Array]) -> NDArray[np.float64]:
+        """All weights, layer after layer and row after row, each row with its bias last."""
+        ...
+
+    def named(self, flat: NDArray[np.float32]) -> dict[str, Array]:
+        """The layers' parameters by name, as the network that serves has them."""
+        ...
+
+    def examples(self, events: Examples, numbers: Format) -> tuple[Array, NDArray[np.int32]]:
+        """Inputs (n, features) and targets (n,) in the order in which they are learned."""
+        ...
+
+    def ends(self, numbers: Format) -> Ends | None:
+        """Lowest and highest number of each weight, as `flat` has them; None: the whole range."""
+        ...
+
+
+@runtime_checkable
+class HasDevicePart(Protocol):
+    """A task whose networks have a part that a device can learn (`l1t.vertex.VertexTask`)."""
+
+    def device_part(self, network: nn.Module) -> Part | str:
+        """That part of a network, or why this network has none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -44,6 +89,14 @@ class Dense:
     def classes(self) -> int:
         return self.task.classes if isinstance(self.task, Classification) else 0
 
+    @property
+    def scales(self) -> NDArray[np.float64]:
+        """Mean and deviation of inputs and target."""
+        return np.concatenate([self.mean, self.std, [self.target_mean, self.target_std]])
+
+    def ends(self, numbers: Format) -> None:
+        """Every weight may use the whole range."""
+
     def flat(self, weights: Mapping[str, Array]) -> NDArray[np.float64]:
         """All weights, layer after layer and row after row, each row with its bias last."""
         rows = [
@@ -62,6 +115,10 @@ class Dense:
             found[f"{name}bias"] = rows[:, n].copy()
             at += m * (n + 1)
         return found
+
+    def examples(self, events: Examples, numbers: Format) -> tuple[Array, NDArray[np.int32]]:
+        """One example for each event."""
+        return self.inputs(events.inputs, numbers), self.targets(events, numbers)
 
     def inputs(self, arrays: Arrays, numbers: Format) -> Array:
         """Inputs (n, features) as the device reads them; `DataError` names a value that is none."""
@@ -98,6 +155,16 @@ class Dense:
                 "a class that it has no output for needs a network with more"
             )
         return y.astype(np.int32)
+
+
+def part_of(serving: Model, events: Examples) -> Part | str:
+    """What a device learns of the serving model: its task's part, else all of its dense layers.
+
+    A text says why there is none. `events`: see `dense_of`.
+    """
+    if isinstance(serving.task, HasDevicePart):
+        return serving.task.device_part(serving.network)
+    return dense_of(serving, events)
 
 
 def dense_of(serving: Model, events: Examples) -> Dense | str:

@@ -46,6 +46,7 @@ NOISE_LIMIT = 8  # largest |log-variance| and |error| that the noise learns from
 _COV_HIGH = 2**31 - 1
 _COV_LOW = -(2**31)
 _COUNT_HIGH = 2**31 - 1
+_NO_ENDS = np.zeros(0, np.int32)
 _SLOPE_HIGH = 2**44  # of a difference of losses: shifted by up to 16, it stays in 64 bits
 
 
@@ -573,6 +574,13 @@ def remember(
 
 
 @compiled
+def hold(w: Any, low: Any, high: Any) -> None:
+    """Weights back between their own ends, where they have such."""
+    for i in range(len(low)):
+        w[i] = clip(int(w[i]), int(low[i]), int(high[i]))
+
+
+@compiled
 def _present(
     kept_x: Any,
     kept_t: Any,
@@ -608,6 +616,8 @@ def _by_gradient(
     p: Any,
     x: Any,
     t: Any,
+    low: Any,
+    high: Any,
 ) -> int:
     macs = 0
     m = sizes[len(sizes) - 1]
@@ -619,6 +629,7 @@ def _by_gradient(
             output_errors(a, e, m, p, target, powers)
             macs += hidden_errors(sizes, w, a, e, feedback, p)
             macs += descend(sizes, w, a, e, random, p)
+            hold(w, low, high)
         if p.keep != NOTHING:
             remember(kept_x, kept_t, counts, random, p, x, row, int(t[row]))
     return macs
@@ -638,6 +649,8 @@ def _by_perturbation(
     p: Any,
     x: Any,
     t: Any,
+    low: Any,
+    high: Any,
 ) -> int:
     macs = 0
     for row in range(len(x)):
@@ -645,6 +658,7 @@ def _by_perturbation(
         for turn in range(turns):
             target = _present(kept_x, kept_t, counts, random, a, p, x, t, row, turn)
             macs += perturb(sizes, w, a, random, powers, logarithms, p, target)
+            hold(w, low, high)
         if p.keep != NOTHING:
             remember(kept_x, kept_t, counts, random, p, x, row, int(t[row]))
     return macs
@@ -668,6 +682,8 @@ def _by_least_squares(
     p: Any,
     x: Any,
     t: Any,
+    low: Any,
+    high: Any,
 ) -> int:
     macs = 0
     m = sizes[len(sizes) - 1]
@@ -678,6 +694,7 @@ def _by_least_squares(
             macs += forward(sizes, w, a, p)
             output_errors(a, e, m, p, target, powers)
             macs += least_squares(sizes, w, a, e, cov, u, gain, random, guards, p)
+            hold(w, low, high)
         if p.keep != NOTHING:
             remember(kept_x, kept_t, counts, random, p, x, row, int(t[row]))
     return macs
@@ -700,25 +717,29 @@ def _answers(sizes: Any, w: Any, a: Any, p: Any, x: Any, out: Any) -> None:
             out[row, k] = a[len(a) - m + k]
 
 
-def learn(d: Device, p: Plan, x: Array, t: Array) -> int:
+def learn(d: Device, p: Plan, x: Array, t: Array, ends: tuple[Array, Array] | None = None) -> int:
     """Learn from every example once, in order, each with `replays` kept ones; multiplications.
 
     `x`: (n, inputs) integers in the device's format; `t`: (n,) targets in it, or classes, int32.
-    Changes `d` in place.
+    `ends`: lowest and highest number of each weight, int32 as the weights lie; after every step
+    they are brought back to them. None: all may use the whole range. Changes `d` in place.
     """
     memory = (d.kept_x, d.kept_t, d.counts)
+    low, high = (_NO_ENDS, _NO_ENDS) if ends is None else ends
     if p.kind == PERTURBATION:
         return _by_perturbation(
-            d.sizes, d.weights, d.values, d.random, d.powers, d.logarithms, *memory, p, x, t
-        )
+            d.sizes, d.weights, d.values, d.random, d.powers, d.logarithms, *memory, p, x, t,
+            low, high,
+        )  # fmt: skip
     if p.kind == LEAST_SQUARES:
         return _by_least_squares(
             d.sizes, d.weights, d.values, d.errors, d.covariance, d.products, d.gains, d.random,
-            d.guards, d.powers, *memory, p, x, t,
+            d.guards, d.powers, *memory, p, x, t, low, high,
         )  # fmt: skip
     return _by_gradient(
-        d.sizes, d.weights, d.values, d.errors, d.feedback, d.random, d.powers, *memory, p, x, t
-    )
+        d.sizes, d.weights, d.values, d.errors, d.feedback, d.random, d.powers, *memory, p, x, t,
+        low, high,
+    )  # fmt: skip
 
 
 def fill(d: Device, p: Plan, x: Array, t: Array) -> None:

@@ -23,7 +23,7 @@ from stillfit.updaters.contract import Declined, Learner, Memory, Meter, Updater
 from stillfit.updaters.embedded import device as devices
 from stillfit.updaters.embedded import fixed, kernels
 from stillfit.updaters.embedded.budget import EmbeddedBudget, EmbeddedCost
-from stillfit.updaters.embedded.dense import Dense, dense_of
+from stillfit.updaters.embedded.dense import Part, part_of
 from stillfit.updaters.embedded.device import Account
 from stillfit.updaters.embedded.fixed import Format, rate_of
 from stillfit.updaters.embedded.kernels import Device, Plan
@@ -90,6 +90,9 @@ class EmbeddedLearner(Updater):
     events are kept beside the device (8 bytes each, no RAM of its), and an event that is given
     again is not learned again; 0 leaves that to the caller.
 
+    A task may name a part of its networks that a device learns (`dense.HasDevicePart`), with ends
+    for each of its weights: so the association network of a fixed-point vertex chain learns.
+
     A state whose weights are not those that serve (another rung's version serves) is loaded anew
     from the serving network; kept examples stay while the input and target scales do.
     """
@@ -128,15 +131,14 @@ class EmbeddedLearner(Updater):
 
     def begin(self, serving: Model, examples: Examples, *, rng: np.random.Generator) -> Learner:
         """The device as it is switched on; its memory is offered the examples in their order."""
-        dense = dense_of(serving, examples)
-        if isinstance(dense, str):  # `update` says so
+        part = part_of(serving, examples)
+        if isinstance(part, str):  # `update` says so
             return {}
-        plan = self.plan(dense)
-        made = self._loaded(dense, plan, serving, rng)
+        plan = self.plan(part)
+        made = self._loaded(part, plan, serving, rng)
         if plan.capacity and len(examples):
-            x = dense.inputs(examples.inputs, self.numbers)
-            kernels.fill(made, plan, x, dense.targets(examples, self.numbers))
-        return self._packed(made, dense, examples.ids[:0])
+            kernels.fill(made, plan, *part.examples(examples, self.numbers))
+        return self._packed(made, part, examples.ids[:0])
 
     def update(
         self,
@@ -151,39 +153,46 @@ class EmbeddedLearner(Updater):
         few = too_few(fresh, self.min_events, "learning on the device")
         if few is not None:
             return few
-        dense = dense_of(serving, fresh)
-        if isinstance(dense, str):
-            return Declined(dense)
-        outside = self._outside(dense, serving)
+        part = part_of(serving, fresh)
+        if isinstance(part, str):
+            return Declined(part)
+        outside = self._outside(part, serving)
         if outside is not None:
             return Declined(outside)
-        plan = self.plan(dense)
-        made, recent = self._resumed(dense, plan, serving, learner, rng)
+        ends = part.ends(self.numbers)
+        if ends is not None and self.program == kernels.PERTURBATION:
+            return Declined(
+                "a perturbation moves all weights at once, and in this network some have no "
+                "multiplier or less than the whole range; choose another embedded strategy"
+            )
+        plan = self.plan(part)
+        made, recent = self._resumed(part, plan, serving, learner, rng)
         need = devices.account(made, plan)
-        refused = self._refused(need, budget, n_bytes(self._packed(made, dense, recent)))
+        refused = self._refused(need, budget, n_bytes(self._packed(made, part, recent)))
         if refused is not None:
             return Declined(refused)
         fresh = fresh.take(~np.isin(fresh.ids, recent))
         few = too_few(fresh, self.min_events, "learning on the device, each event once,")
         if few is not None:
             return few
-        x = dense.inputs(fresh.inputs, self.numbers)
-        t = dense.targets(fresh, self.numbers)
-        kernels.learn(
-            made, plan, x[:0], t[:0]
-        )  # compiled, where it was not yet: no part of the cost
+        x, t = part.examples(fresh, self.numbers)
+        if not len(x):
+            nothing = f"there is nothing to learn from in {len(fresh)} labelled events"
+            return Declined(nothing, early=True)
+        # Compiled, where it was not yet: no part of the cost.
+        kernels.learn(made, plan, x[:0], t[:0], ends)
         meter = Meter.start(self, rng)
         before = int(made.counts.sum())
         started = time.perf_counter()
-        kernels.learn(made, plan, x, t)
+        kernels.learn(made, plan, x, t, ends)
         per_example = (time.perf_counter() - started) / len(x)
         model = serving.with_weights(
-            {**serving.weights(), **dense.named(self.numbers.floats(made.weights))}
+            {**serving.weights(), **part.named(self.numbers.floats(made.weights))}
         )
         if isinstance(model.network, Uncertain):  # what the method fits once a network is trained
             fit(model, Prepared.of(model, fresh), Schedule(steps=0), rng)
         steps = len(x) + plan.replays * (len(x) if before else len(x) - 1)
-        state = self._packed(made, dense, np.concatenate([recent, fresh.ids]))
+        state = self._packed(made, part, np.concatenate([recent, fresh.ids]))
         whole = meter.finish(model, state, [fresh], Budget(), steps=steps, stored=need.stored)
         if isinstance(whole, Declined):
             return whole
@@ -196,20 +205,20 @@ class EmbeddedLearner(Updater):
 
     # -- what a device is -------------------------------------------------------------------------
 
-    def plan(self, dense: Dense) -> Plan:
+    def plan(self, part: Part) -> Plan:
         """The numbers that the program of the device is compiled for."""
         numbers, memory = self.numbers, self.exemplars
-        if dense.classes > numbers.high + 1:
+        if part.classes > numbers.high + 1:
             raise ConfigError(
-                f"{dense.classes} classes cannot be told apart by numbers of {numbers.width} bits; "
+                f"{part.classes} classes cannot be told apart by numbers of {numbers.width} bits; "
                 "use a greater width"
             )
-        if dense.classes:
+        if part.classes:
             loss = _LOSS[self._class_loss()]
         else:
-            loss = kernels.GAUSSIAN if dense.sizes[-1] == 2 else kernels.MEAN
+            loss = kernels.GAUSSIAN if part.sizes[-1] == 2 else kernels.MEAN
         capacity = memory.capacity
-        groups = dense.classes if memory.keep == "class-ring" and dense.classes else 1
+        groups = part.classes if memory.keep == "class-ring" and part.classes else 1
         if 0 < capacity < groups:
             raise ConfigError(
                 f"a memory of {capacity} examples has no place for each of {groups} classes; "
@@ -226,7 +235,7 @@ class EmbeddedLearner(Updater):
             mode=numbers.mode,
             forward_mode=numbers.forward_mode,
             rate=rate_of(self.rate, "rate"),
-            first=self._first(len(dense.sizes) - 1),
+            first=self._first(len(part.sizes) - 1),
             shrink=0,
             score=round(self.score * 2**numbers.fraction),
             forgetting=0,
@@ -234,7 +243,7 @@ class EmbeddedLearner(Updater):
             inverse_root=1 << fixed.RATE_BITS,
             start=0,
             floor=0,
-            keep=_kept_by(memory, dense) if capacity else kernels.NOTHING,
+            keep=_kept_by(memory, part) if capacity else kernels.NOTHING,
             capacity=capacity // groups * groups,
             groups=groups,
             replays=memory.replays if capacity else 0,
@@ -248,11 +257,11 @@ class EmbeddedLearner(Updater):
 
         `ConfigError` where the network is none that a device can hold.
         """
-        dense = dense_of(serving, Examples.empty())
-        if isinstance(dense, str):
-            raise ConfigError(dense)
-        plan = self.plan(dense)
-        return self._loaded(dense, plan, serving, rng), plan
+        part = part_of(serving, Examples.empty())
+        if isinstance(part, str):
+            raise ConfigError(part)
+        plan = self.plan(part)
+        return self._loaded(part, plan, serving, rng), plan
 
     def account(self, serving: Model) -> Account:
         """Bytes and multiplications that learning would need, without learning."""
@@ -268,35 +277,36 @@ class EmbeddedLearner(Updater):
     def _start(self, made: Device, plan: Plan, rng: np.random.Generator) -> None:
         """Fill in place what the strategy needs beside the weights."""
 
-    def _loaded(self, dense: Dense, plan: Plan, serving: Model, rng: np.random.Generator) -> Device:
-        weights = self.numbers.integers(dense.flat(serving.weights()))
-        made = devices.build(plan, dense.sizes, self.numbers, weights, fixed.seeds_of(rng, 3))
+    def _loaded(self, part: Part, plan: Plan, serving: Model, rng: np.random.Generator) -> Device:
+        weights = self.numbers.integers(part.flat(serving.weights()))
+        made = devices.build(plan, part.sizes, self.numbers, weights, fixed.seeds_of(rng, 3))
         self._start(made, plan, rng)
         return made
 
     def _resumed(
         self,
-        dense: Dense,
+        part: Part,
         plan: Plan,
         serving: Model,
         learner: Learner,
         rng: np.random.Generator,
     ) -> tuple[Device, NDArray[np.int64]]:
         """The device as it goes on, and the ids of what its weights have learned last."""
-        made, nothing = self._loaded(dense, plan, serving, rng), np.zeros(0, np.int64)
+        made, nothing = self._loaded(part, plan, serving, rng), np.zeros(0, np.int64)
         if not learner:
             return made, nothing
         was = devices.restore(made, learner)
-        if not np.array_equal(learner["scales"], _scales(dense)):
+        if not np.array_equal(learner["scales"], part.scales):
             return made, nothing
-        if np.array_equal(was.weights, made.weights):
+        served, held = (part.named(self.numbers.floats(one.weights)) for one in (made, was))
+        if all(np.array_equal(served[name], held[name]) for name in served):
             return was, learner.get("recent", nothing)
         return made._replace(
             kept_x=was.kept_x, kept_t=was.kept_t, counts=was.counts, random=was.random
         ), nothing
 
-    def _packed(self, made: Device, dense: Dense, learned: NDArray[np.int64]) -> dict[str, Array]:
-        state = {**devices.state(made), "scales": _scales(dense)}
+    def _packed(self, made: Device, part: Part, learned: NDArray[np.int64]) -> dict[str, Array]:
+        state = {**devices.state(made), "scales": part.scales}
         if self.recall:  # always as long, so that the first update pays what the last one does
             state["recent"] = np.full(self.recall, _NO_ID, np.int64)
             newest = learned[-self.recall :]
@@ -305,9 +315,9 @@ class EmbeddedLearner(Updater):
 
     # -- limits -----------------------------------------------------------------------------------
 
-    def _outside(self, dense: Dense, serving: Model) -> str | None:
+    def _outside(self, part: Part, serving: Model) -> str | None:
         """Why the weights cannot be loaded, where some lie outside the numbers."""
-        flat = dense.flat(serving.weights())
+        flat = part.flat(serving.weights())
         limit = self.numbers.limit
         wrong = int((np.abs(flat) > limit).sum())
         if not wrong:
@@ -343,15 +353,10 @@ class EmbeddedLearner(Updater):
         )
 
 
-def _kept_by(memory: Exemplars, dense: Dense) -> int:
+def _kept_by(memory: Exemplars, part: Part) -> int:
     # A regression has no classes, and its targets must never be taken for places.
-    by = "ring" if memory.keep == "class-ring" and not dense.classes else memory.keep
+    by = "ring" if memory.keep == "class-ring" and not part.classes else memory.keep
     return _KEEP[by]
-
-
-def _scales(dense: Dense) -> NDArray[np.float64]:
-    target = [dense.target_mean, dense.target_std]
-    return np.concatenate([dense.mean, dense.std, target])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -483,8 +488,8 @@ class EmbeddedSPSA(EmbeddedLearner):
                 f"{self.shrink}: a perturbation is one unit of them or more"
             )
 
-    def plan(self, dense: Dense) -> Plan:
-        return super().plan(dense)._replace(shrink=self.shrink)
+    def plan(self, part: Part) -> Plan:
+        return super().plan(part)._replace(shrink=self.shrink)
 
     def _first(self, layers: int) -> int:
         return 0
@@ -531,8 +536,8 @@ class EmbeddedRLS(EmbeddedLearner):
                 f"bits end, got {self.prior:g}"
             )
 
-    def plan(self, dense: Dense) -> Plan:
-        size = dense.sizes[-2] + 1
+    def plan(self, part: Part) -> Plan:
+        size = part.sizes[-2] + 1
         needed = 31 + self.numbers.width - 1 + math.ceil(math.log2(size))
         if needed > 62:
             raise ConfigError(
@@ -542,7 +547,7 @@ class EmbeddedRLS(EmbeddedLearner):
         start = round(self.prior * 2**self.covariance_bits)
         remembered = rate_of(self.forgetting, "forgetting")
         one = 1 << fixed.RATE_BITS
-        return super().plan(dense)._replace(
+        return super().plan(part)._replace(
             forgetting=round(remembered / 2**fixed.RATE_BITS * 2**self.covariance_bits),
             inverse=round(one * one / remembered),
             inverse_root=round(one * math.sqrt(one / remembered)),

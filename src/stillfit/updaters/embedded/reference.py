@@ -20,10 +20,14 @@ Row: TypeAlias = list[int]
 
 
 class Reference:
-    """A device in Python integers; `store(device)` writes its state into static arrays."""
+    """A device in Python integers; `state()` gives its state under the names of its arrays.
 
-    def __init__(self, device: Device, plan: Plan) -> None:
+    `ends`: lowest and highest number of each weight (`kernels.learn`).
+    """
+
+    def __init__(self, device: Device, plan: Plan, ends: tuple[Array, Array] | None = None) -> None:
         self.plan = plan
+        self.ends = None if ends is None else [[int(v) for v in end] for end in ends]
         self.sizes = [int(n) for n in device.sizes]
         self.layers: list[list[Row]] = []
         flat = [int(w) for w in device.weights]
@@ -149,6 +153,15 @@ class Reference:
     # -- learning ---------------------------------------------------------------------------------
 
     def step(self, x: Row, t: int) -> None:
+        self.move(x, t)
+        if self.ends is None:
+            return
+        low, high = map(iter, self.ends)
+        for layer in self.layers:
+            for row in layer:
+                row[:] = [min(max(w, next(low)), next(high)) for w in row]
+
+    def move(self, x: Row, t: int) -> None:
         if self.plan.kind == k.PERTURBATION:
             self.perturb(x, t)
             return
