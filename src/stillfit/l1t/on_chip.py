@@ -44,8 +44,9 @@ class AssociationPart:
 
     Weights enter as the circuit has them, on the grids of its formats, and leave on them again:
     rounded to nearest, saturated, zero where the mask is. In between the device's own numbers are
-    finer; they never leave the range of the formats, nor zero where there is no multiplier
-    (`ends`), so that what is learned can be loaded.
+    finer (where a bias has more fraction bits than they, it enters rounded to theirs); they never
+    leave the range of the formats, nor zero where there is no multiplier (`ends`), so that what is
+    learned can be loaded.
 
     Examples are tracks, as whole numbers from the chain itself: for each event all tracks of the
     primary vertex and as many others, spread evenly, in the order of the links: by sector, then by

@@ -29,6 +29,7 @@ from stillfit.monitors.ks import ScoreKS
 from stillfit.monitors.late import LateMetric
 from stillfit.streams.store import Keeping
 from stillfit.updaters.dynamic import Compress, Grow, PackNet
+from stillfit.updaters.embedded import EmbeddedBudget, EmbeddedLMS, EmbeddedSGD, Format
 from stillfit.updaters.labels import PseudoLabels
 from stillfit.updaters.online import OnlineFineTune, OnlineReplay
 from stillfit.updaters.recalibrate import Recalibrate
@@ -38,6 +39,14 @@ from stillfit.updaters.replay import DarkReplay, GDumb, Replay
 
 # Columns whose distribution tells of the detector; pT and z0 follow the physics and the beams.
 WATCHED = ("chi2rz", "chi2rphi", "nstub", "quality")
+
+
+# What learns on the chip beside the circuit that serves: 18 bits are a multiplier block's second
+# operand, and everything that changes fits one block memory of 36 kbit. 12 fraction bits; nothing
+# is stored, each event is learned once. Rates: benchmarks/study_on_chip.py, on events of its own.
+LEARNS = Format(width=18, fraction=12)
+ON_CHIP = EmbeddedBudget(ram_bytes=4608, macs_per_example=2048, fraction_bits=12, stored_examples=0)
+RECALL = 8192  # ids of events that were learned from, kept by the host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +75,8 @@ def ways(effort: Effort) -> dict[str, tuple[str, dict[str, Rung]]]:
     window = RetrainWindow(schedule=effort.retrain, update_class="bitstream")
     circuit = FineTune(schedule=tune, update_class="bitstream")
     loaded = Retrain(schedule=effort.retrain, update_class="weights")
+    on_chip = EmbeddedSGD(numbers=LEARNS, rate=2.0**-12, device=ON_CHIP, recall=RECALL)
+    last_layer = EmbeddedLMS(numbers=LEARNS, rate=2.0**-9, device=ON_CHIP, recall=RECALL)
     return {
         "fasthisto": ("FastHisto", {}),
         "frozen": ("Frozen network", {}),
@@ -92,6 +103,8 @@ def ways(effort: Effort) -> dict[str, tuple[str, dict[str, Rung]]]:
         "tune-fixed": ("Fine-tune, constant weights", {"finetune": circuit}),
         "retrain-reloadable": ("Retrain, reloadable weights", {"retrain": loaded}),
         "tune-reloadable": ("Fine-tune, reloadable weights", {"finetune": FineTune(schedule=tune)}),
+        "on-chip": ("Learn on the chip", {"on-chip": on_chip}),
+        "on-chip-last": ("Learn on the chip, last layer", {"on-chip": last_layer}),
         "ladder": (
             "Ladder",
             {
@@ -111,6 +124,8 @@ CHIPS = {
     "tune-fixed": VertexChip(design="constant"),
     "retrain-reloadable": VertexChip(design="reloadable"),
     "tune-reloadable": VertexChip(design="reloadable"),
+    "on-chip": VertexChip(design="reloadable"),
+    "on-chip-last": VertexChip(design="reloadable"),
 }
 FIXED = "fixed"
 DEMO_LANES = ("fasthisto", "frozen", "recalibrate", "retrain", "replay", "ladder")
