@@ -22,7 +22,8 @@ class Chip:
     `family`: Yosys's name of it. `lut`, `ff`, `dsp` and `bram` (blocks of 36 kbit) are those of
     the whole device. `ns_per_unit`: time (ns) of alkaid's unit of delay, about that of one adder
     with its wires. No vendor tool has confirmed it: alkaid itself takes five units for a clock of
-    5 ns. A design is cut into stages of at most one period.
+    5 ns. A design is cut into stages of at most one period. `part`: the name with package and
+    speed grade, which an HLS project states.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Chip:
     bram: float
     clock_mhz: float
     ns_per_unit: float
+    part: str = ""
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:

