@@ -73,10 +73,17 @@ ROWS: dict[str, dict[str, EmbeddedLearner]] = {
     },
     "dfa": {"feedback, 2^-12": EmbeddedDFA(numbers=WORD, rate=2.0**-12)},
     "rls": {
-        f"least squares, prior {prior:g}, {bits} bits, forgetting {forgetting:g}": EmbeddedRLS(
-            numbers=WORD, prior=prior, covariance_bits=bits, forgetting=forgetting
+        f"least squares to {score:g}, prior {prior:g}, forgetting {forgetting:g}": EmbeddedRLS(
+            numbers=WORD, score=score, prior=prior, forgetting=forgetting
         )
-        for prior, bits, forgetting in ((1.0, 24, 0.999), (0.01, 24, 0.999), (0.01, 26, 1.0))
+        for score, prior, forgetting in (
+            (4.0, 1.0, 0.999),
+            (4.0, 0.01, 1.0),
+            (1.0, 1.0, 0.999),
+            (1.0, 0.01, 0.999),
+            (1.0, 0.01, 1.0),
+            (1.0, 0.001, 1.0),
+        )
     },
 }
 
