@@ -1,0 +1,61 @@
+"""An embedded strategy and its network as a circuit, and what the kernels do step by step."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stillfit.apps.firmware_learner import described
+from stillfit.core.arrays import Array
+from stillfit.core.errors import ConfigError
+from stillfit.firmware.learning import LearnerDesign, Trajectory, learner_rtl
+from stillfit.models.model import Model
+from stillfit.updaters.contract import Updater
+from stillfit.updaters.embedded import EmbeddedLearner, kernels
+from stillfit.updaters.embedded.kernels import Device, Plan
+
+
+def rtl_of(
+    updater: Updater, model: Model, rng: np.random.Generator, name: str = "learner"
+) -> tuple[LearnerDesign, Device, Plan]:
+    """The circuit of a strategy that learns on from `model`, with the device that it begins as.
+
+    `ConfigError` for an updater that is no embedded one, a network that no device holds, a learner
+    without a circuit.
+    """
+    if not isinstance(updater, EmbeddedLearner):
+        raise ConfigError(
+            f"{type(updater).__name__} does not learn in fixed point, one example at a time, so "
+            "there is no circuit for it; EmbeddedSGD, EmbeddedLMS and EmbeddedRLS have one"
+        )
+    device, plan = updater.switched_on(model, rng)
+    return learner_rtl(described(device, plan), name), device, plan
+
+
+def trajectory(device: Device, plan: Plan, x: Array, t: Array) -> Trajectory:
+    """What the numba kernels do with each example; changes `device` in place.
+
+    `x` (n, inputs): integers in the device's format; `t` (n,): targets in it, or classes, int32.
+    """
+    outputs, weights, random, covariance, guards = [], [], [], [], []
+    for row in range(len(x)):
+        one = slice(row, row + 1)
+        outputs.append(kernels.answers(device, plan, x[one])[0])
+        kernels.learn(device, plan, x[one], t[one])
+        weights.append(device.weights.copy())
+        random.append(int(device.random[0]))
+        covariance.append(device.covariance.copy())
+        guards.append(device.guards.copy())
+    least = plan.kind == kernels.LEAST_SQUARES
+
+    def whole(rows: list[Array]) -> Array:
+        return np.array(rows, np.int64)
+
+    return Trajectory(
+        x=x.astype(np.int64),
+        t=t.astype(np.int64),
+        outputs=whole(outputs),
+        weights=whole(weights),
+        random=np.array(random, np.int64),
+        covariance=whole(covariance) if least else None,
+        guards=whole(guards) if least else None,
+    )

@@ -1,0 +1,12 @@
+"""Learners as circuits: prediction and learning step of an embedded strategy, one multiplier.
+
+`layout` says what is done in which order and how wide everything is, `machine` is the circuit in
+Amaranth, `design` what a user holds, `checking` compares it with the kernels after every step.
+Needs the extra `[firmware]`.
+"""
+
+from stillfit.firmware.learning.checking import Trajectory, check_learner
+from stillfit.firmware.learning.design import LearnerDesign, learner_rtl
+from stillfit.firmware.learning.layout import Cycles
+
+__all__ = ["Cycles", "LearnerDesign", "Trajectory", "check_learner", "learner_rtl"]
