@@ -475,6 +475,13 @@ def test_numbers_whose_sum_overflows_are_finite():
     assert len(buffer) == 4
 
 
+@pytest.mark.parametrize("rule", [Reservoir(capacity=5, by="y"), Ring(capacity=5, by="y")])
+def test_an_empty_arrival_has_no_classes_to_be_balanced_by(rule):
+    buffer = Buffer(rule)
+    buffer.add(Examples.empty(), rng(0))
+    assert len(buffer) == 0 and buffer.groups == {}
+
+
 def test_an_empty_arrival_changes_nothing_and_a_batch_of_one_is_kept():
     buffer = Buffer(Reservoir(capacity=5))
     buffer.add(Examples.empty(), rng(0))

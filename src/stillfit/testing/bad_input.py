@@ -49,6 +49,8 @@ class BadInput:
         least = getattr(updater, "min_events", None)
         if least is None or least < 2:
             raise Skip("there is no least number of events")
+        if isinstance(self.trial.answer, Declined):
+            raise Skip(f"enough events are declined too: {self.trial.answer.because}")
         answer = self.trial.updated(updater=updater, fresh=self.trial.draw(least - 1, "new"))
         if isinstance(answer, Candidate):
             raise Skip("it reads other events than labelled fresh ones")

@@ -254,8 +254,7 @@ class Contract:
                 first = 10_000 * (number + 1) + 500 * piece
                 new = trial.draw(250, condition, first=first)
                 learner = updater.observe(learner, new, rng=trial.rng("see", number, piece))
-            half = trial.problem.new // 2
-            fresh = trial.draw(half, condition, first=10_000 * (number + 1) + 5000)
+            fresh = trial.draw(120, condition, first=10_000 * (number + 1) + 5000)
             learner = updater.observe(learner, fresh, rng=trial.rng("see", number))
             if number % 3 == 2:
                 answer = updater.update(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -153,7 +154,8 @@ class _Scale(NamedTuple):
 
 def _columns(part: Tensor) -> Tensor:
     """An answer (passes, rows, ...) as (passes x rows, columns)."""
-    return part.reshape(part.shape[0] * part.shape[1], -1)
+    # No -1: an event without tracks answers with no rows, of which torch finds no columns.
+    return part.reshape(part.shape[0] * part.shape[1], math.prod(part.shape[2:]))
 
 
 def _scales(model: Model, inputs: Arrays) -> list[_Scale]:

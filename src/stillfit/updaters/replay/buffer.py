@@ -115,6 +115,8 @@ class Buffer:
 
     def add(self, examples: Examples, rng: np.random.Generator) -> None:
         """Let events arrive, condition by condition (or class by class) in order of name."""
+        if not len(examples):
+            return  # no events have no targets either, by which they could be grouped
         examples = _finite(examples)
         for group, part in self._parts(examples):
             self._admit(group, part, rng)
