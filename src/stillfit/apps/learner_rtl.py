@@ -7,10 +7,12 @@ import numpy as np
 from stillfit.apps.firmware_learner import described
 from stillfit.core.arrays import Array
 from stillfit.core.errors import ConfigError
+from stillfit.core.events import Examples
 from stillfit.firmware.learning import LearnerDesign, Trajectory, learner_rtl
 from stillfit.models.model import Model
 from stillfit.updaters.contract import Updater
 from stillfit.updaters.embedded import EmbeddedLearner, kernels
+from stillfit.updaters.embedded.dense import part_of
 from stillfit.updaters.embedded.kernels import Device, Plan
 
 
@@ -26,6 +28,12 @@ def rtl_of(
         raise ConfigError(
             f"{type(updater).__name__} does not learn in fixed point, one example at a time, so "
             "there is no circuit for it; EmbeddedSGD, EmbeddedLMS and EmbeddedRLS have one"
+        )
+    part = part_of(model, Examples.empty())
+    if not isinstance(part, str) and part.ends(updater.numbers) is not None:
+        raise ConfigError(
+            "each weight of this network has ends of its own (its mask, its format), which the "
+            "circuits of learners do not keep yet; dense networks of numbers or classes have one"
         )
     device, plan = updater.switched_on(model, rng)
     return learner_rtl(described(device, plan), name), device, plan
