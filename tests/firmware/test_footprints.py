@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,15 @@ def test_a_failing_tool_is_quoted() -> None:
         run_tool(("/nowhere/yosys",), "yosys", 30)
     with pytest.raises(ToolError, match="stopped after 0 s; give it more time"):
         run_tool((sys.executable, "-c", "import time; time.sleep(9)"), "yosys", 0.2)
+
+
+def test_what_a_tool_started_is_stopped_with_it(tmp_path: Path) -> None:
+    child = "import time; time.sleep(2); open('alive', 'w')"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with pytest.raises(ToolError, match="compiler was stopped after 1 s"):
+        run_tool((sys.executable, "-c", parent), "compiler", 1.0, tmp_path)
+    time.sleep(2)
+    assert not (tmp_path / "alive").exists()
 
 
 def test_a_tool_that_writes_nothing_is_named(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,29 +122,38 @@ def _unpacked() -> bool:
 def run_tool(words: Sequence[str], name: str, timeout: float, folder: Path | None = None) -> str:
     """What a program prints; `ToolError` with its last words where it fails or never ends."""
     try:
-        done = subprocess.run(
+        started = subprocess.Popen(
             list(words),
             cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
             errors="replace",
+            start_new_session=True,
         )
+    except OSError as error:
+        raise ToolError(f"{name} cannot be started ({error}); is it installed?") from None
+    ended = False
+    try:
+        said, complained = started.communicate(timeout=timeout)
+        ended = True
     except subprocess.TimeoutExpired:
         raise ToolError(
             f"{name} was stopped after {timeout:.0f} s; give it more time, or a smaller design"
         ) from None
-    except OSError as error:
-        raise ToolError(f"{name} cannot be started ({error}); is it installed?") from None
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip())[-TAIL:]
+    finally:
+        if not ended:  # with what it started: g++ would leave its compiler behind
+            with suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
+            started.communicate()
+    if started.returncode:
+        last = (complained.strip() or said.strip())[-TAIL:]
         raise ToolError(
-            f"{name} failed with exit code {done.returncode}: {last or 'it said nothing'}; "
+            f"{name} failed with exit code {started.returncode}: {last or 'it said nothing'}; "
             "what serves is untouched, go on without synthesis or report the lines above"
         )
-    return done.stdout
+    return said
 
 
 def write_rtl(traced: Traced, folder: Path, name: str, cutoff: float) -> Any:
