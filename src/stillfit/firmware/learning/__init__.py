@@ -5,8 +5,16 @@ Amaranth, `design` what a user holds, `checking` compares it with the kernels af
 Needs the extra `[firmware]`.
 """
 
-from stillfit.firmware.learning.checking import Trajectory, check_learner
+from stillfit.firmware.learning.checking import Trajectory, check_learner, compiled, state_image
 from stillfit.firmware.learning.design import LearnerDesign, learner_rtl
 from stillfit.firmware.learning.layout import Cycles
 
-__all__ = ["Cycles", "LearnerDesign", "Trajectory", "check_learner", "learner_rtl"]
+__all__ = [
+    "Cycles",
+    "LearnerDesign",
+    "Trajectory",
+    "check_learner",
+    "compiled",
+    "learner_rtl",
+    "state_image",
+]

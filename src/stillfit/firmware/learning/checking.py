@@ -6,21 +6,23 @@ The kernels belong to who learns, so what they did comes as a `Trajectory`.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stillfit.core.errors import DataError, ShapeError
+from stillfit.core.errors import ConfigError, DataError, ShapeError
 from stillfit.core.values import Equality
+from stillfit.firmware.c99.learning import Learner
 from stillfit.firmware.learning.design import LearnerDesign
 from stillfit.firmware.packing import Words, packed, unpacked
 from stillfit.firmware.simulation import Engine, Simulator, simulator
 
 PREDICTED = 8  # before every so many steps, an example is given without learning, too
-SATURATED = 0.5  # share of the weights at the ends of their range that makes a check worthless
+SATURATED = 0.25  # share of the weights at the ends of their range that makes a check worthless
+_FREE = ("arrays", "scales")  # what the state may differ in, or what never enters the circuit
 AREA = {"weight": 0, "covariance": 1, "generator": 2, "guard": 3}
 
 
@@ -64,33 +66,36 @@ def check_learner(
     folder: Path,
     *,
     engine: Engine = "cxxrtl",
+    state: Learner | None = None,
     built: Simulator | None = None,
+    diverged: bool = False,
 ) -> Equality:
     """Simulate the learner over all steps and compare answers, state and cycles.
 
     The whole state (weights, generator, covariance, guards) is read after every step. Every eighth
     example also comes once without learning, which must change nothing. A difference is named by
-    step, what, and bit. `DataError` where the learner has diverged, so that little is compared: at
-    the end more than half of the weights that learn lie at an end of their range.
-    `built`: from `compiled`, where one circuit is checked several times.
+    step, what, and bit. `DataError` where the learner has diverged, so that little is compared: in
+    the second half of the steps more than a quarter of the weights that learn lie at an end of
+    their range. `diverged`: compare nevertheless.
+    `state`: what to load first, by the port of the state; without it the circuit goes on from the
+    state that it was written with. `built`: from `compiled`, where one circuit is checked several
+    times.
     """
     _complete(design, told)
-    _learned_something(design, told)
+    if not diverged:
+        _refuse_diverged(design, told)
     program = built or compiled(design, folder, engine=engine)
-    plan = _schedule(design, told)
+    plan = _schedule(design, told, state)
     rows = program.run(plan.rows)
-    wrong = np.zeros(len(told.x), np.bool_)
-    first: list[str] = []
-    for step, text in _differences(design, told, plan, rows):
-        if not wrong.any():
-            first.append(text)
-        wrong[step] = True
+    begun = np.asarray((state or design.learner).arrays.get("guards", ()))
+    found = _differences(design, told, plan, rows, int(begun[1]) if len(begun) else 0)
+    wrong = {step for step, _ in found}
     return Equality(
         vectors=len(told.x),
-        wrong=int(wrong.sum()),
+        wrong=len(wrong),
         digest=told.digest,
         against="RTL against kernels, answers and state after each step",
-        first=first[0] if first else "",
+        first=found[0][1] if found else "",
     )
 
 
@@ -115,6 +120,8 @@ def _complete(design: LearnerDesign, told: Trajectory) -> None:
     }
     if design.layout.least_squares:
         want |= {"covariance": (n, design.layout.size**2), "guards": (n, 2)}
+    if not n:
+        raise DataError("a check needs a step at least, and the trajectory has none")
     for name, shape in want.items():
         given = getattr(told, name)
         if given is None or given.shape != shape:
@@ -124,27 +131,27 @@ def _complete(design: LearnerDesign, told: Trajectory) -> None:
             )
 
 
-def _learned_something(design: LearnerDesign, told: Trajectory) -> None:
+def _refuse_diverged(design: LearnerDesign, told: Trajectory) -> None:
     learner = design.learner
-    if not len(told.x):
-        raise DataError("a check needs a step at least, and the trajectory has none")
-    mine = told.weights[-1, design.layout.weight_at[learner.first] :]
-    ends = int(((mine == learner.low) | (mine == learner.high)).sum())
-    if ends > SATURATED * len(mine):
-        gone = ((told.weights == learner.low) | (told.weights == learner.high)).sum(axis=1)
-        begun = int(np.argmax(gone > 0))
+    mine = told.weights[:, design.layout.weight_at[learner.first] :]
+    ends = (mine == learner.low) | (mine == learner.high)
+    share = float(ends[len(ends) // 2 :].mean())
+    if share > SATURATED:
+        begun = int(np.argmax(ends.any(axis=1)))
         raise DataError(
-            f"the learner diverged: after {len(told.x)} steps {ends} of {len(mine)} weights lie at "
-            f"the ends of their {learner.width} bits, the first since step {begun}; a check would "
-            "compare saturated numbers. Use a smaller rate, or fewer fraction bits"
+            f"the learner diverged: in the second half of {len(ends)} steps {share:.0%} of its "
+            f"weights lie at the ends of their {learner.width} bits, the first since step {begun}; "
+            "little would be compared. Use a smaller rate or fewer fraction bits, or ask to "
+            "compare nevertheless (diverged)"
         )
 
 
-def _schedule(design: LearnerDesign, told: Trajectory) -> _Schedule:
-    layout, cycles = design.layout, design.cycles
+def _schedule(design: LearnerDesign, told: Trajectory, state: Learner | None) -> _Schedule:
+    cycles = design.cycles
     inputs, n = design.learner.sizes[0], len(told.x)
     words = _words(design)
-    begins, learns, reads, at = [], [], [], 1
+    loaded = state_image(design, state) if state else np.zeros((0, 3), np.int64)
+    begins, learns, reads, at = [], [], [], 1 + len(loaded)
     for step in range(n):
         if step % PREDICTED == 0:
             begins.append(at)
@@ -160,8 +167,13 @@ def _schedule(design: LearnerDesign, told: Trajectory) -> _Schedule:
     examples = np.cumsum(teach) - teach  # an example that is predicted is the next one's
     place = start[:, None] + np.arange(inputs)
     columns = {name: np.zeros(clocks, np.int64) for name in (
-        "in_valid", "in_value", "learn", "target", "state_area", "state_address"
+        "in_valid", "in_value", "learn", "target", "state_area", "state_address", "state_data",
+        "state_write",
     )}  # fmt: skip
+    first = slice(1, 1 + len(loaded))
+    columns["state_write"][first] = 1
+    for name, column in zip(("state_area", "state_address", "state_data"), loaded.T, strict=True):
+        columns[name][first] = column
     columns["in_valid"][place] = 1
     columns["in_value"][place] = told.x[examples]
     columns["learn"][place[:, -1]] = teach
@@ -174,8 +186,29 @@ def _schedule(design: LearnerDesign, told: Trajectory) -> _Schedule:
     rows = {name: packed(column[:, None], [bits[name]]) for name, column in columns.items()}
     rows["rst"] = np.zeros((clocks, 1), np.uint32)
     rows["rst"][0] = 1
-    assert layout is design.layout
     return _Schedule(rows=rows, begins=start, learns=teach, reads=read)
+
+
+def state_image(design: LearnerDesign, learner: Learner | None = None) -> NDArray[np.int64]:
+    """What to write to the port of the state, (words, 3): area, address, the word in 32 bits.
+
+    `learner`: another state than the one that the circuit begins with, such as an older version's;
+    `ConfigError` where it is another circuit's.
+    """
+    given = learner or design.learner
+    mine = {f.name: getattr(design.learner, f.name) for f in fields(given) if f.name not in _FREE}
+    other = next((name for name, value in mine.items() if getattr(given, name) != value), None)
+    if other is not None:
+        raise ConfigError(
+            f"the state is of a learner whose {other} is {getattr(given, other)} and the circuit's "
+            f"is {mine[other]}; that is another circuit, write it anew"
+        )
+    places, arrays = _words(design), given.arrays
+    parts = [arrays["weights"], arrays["random"][:1]]
+    if design.layout.least_squares:
+        parts += [arrays["covariance"][_upper(design.layout.size)], arrays["guards"]]
+    data = np.concatenate([np.asarray(part, np.int64) for part in parts]) & 0xFFFFFFFF
+    return np.concatenate([places, data[:, None]], axis=1)
 
 
 def _words(design: LearnerDesign) -> NDArray[np.int64]:
@@ -203,22 +236,26 @@ def _state(design: LearnerDesign, told: Trajectory) -> NDArray[np.int64]:
 
 
 def _differences(
-    design: LearnerDesign, told: Trajectory, plan: _Schedule, rows: dict[str, Words]
+    design: LearnerDesign,
+    told: Trajectory,
+    plan: _Schedule,
+    rows: dict[str, Words],
+    restarts: int,
 ) -> list[tuple[int, str]]:
     """Every step that differs, with a text that names what and where; in the order of steps."""
     width, outputs = design.learner.width, design.learner.sizes[-1]
-    steps = np.cumsum(plan.learns) - plan.learns
+    steps: NDArray[np.int64] = np.cumsum(plan.learns) - plan.learns
     found: list[tuple[int, str]] = []
     # Time: ready again after exactly the cycles that were announced.
     ready = rows["in_ready"][:, 0] == 1
     cycles = design.cycles
     restarted = np.zeros(len(told.x), np.bool_)
     if cycles.restart is not None and told.guards is not None:
-        restarted = np.diff(told.guards[:, 1], prepend=int(_guard(design))) > 0
+        restarted = np.diff(told.guards[:, 1], prepend=restarts) > 0
     for begin, learns, step in zip(plan.begins, plan.learns, steps, strict=True):
         due = cycles.update if learns else cycles.forward
-        if learns and restarted[step]:
-            due = cycles.restart or due
+        if learns and cycles.restart is not None and restarted[step]:
+            due = cycles.restart
         # `ready` stands as it is after the clock's edge: it falls after the last input.
         last = int(begin) + design.learner.sizes[0] - 1
         took = last + int(np.argmax(ready[last:])) + 1 - int(begin) if ready[last:].any() else 0
@@ -233,10 +270,10 @@ def _differences(
             f"where {len(plan.begins) * outputs} are due; its control is wrong, report it"
         )
     got = unpacked(rows["out_value"][answered], [width], [True])[:, 0].reshape(-1, outputs)
-    for example, output in np.argwhere(got != told.outputs[steps]):
-        step = int(steps[example])
-        pair = int(got[example, output]), int(told.outputs[step, output])
-        found.append((step, f"step {step}, output {output}, {_bit(*pair)}"))
+    for example, output in np.argwhere(got != told.outputs[steps]).tolist():
+        at = int(steps[example])
+        pair = int(got[example, output]), int(told.outputs[at, output])
+        found.append((at, f"step {at}, output {output}, {_bit(*pair)}"))
     # State.
     words = _words(design)
     where = plan.reads[:, None] + np.arange(len(words))
@@ -245,15 +282,11 @@ def _differences(
     signed = unpacked(raw, [32], [True])[:, 0].reshape(want.shape)
     plain = words[:, 0] >= AREA["generator"]
     signed[:, plain] &= 0xFFFFFFFF
-    for step, word in np.argwhere(signed != want):
+    for step, word in np.argwhere(signed != want).tolist():
         pair = int(signed[step, word]), int(want[step, word])
         name = _name(design, int(words[word, 0]), int(words[word, 1]))
-        found.append((int(step), f"step {step}, {name}, {_bit(*pair)}"))
+        found.append((step, f"step {step}, {name}, {_bit(*pair)}"))
     return sorted(found, key=lambda one: one[0])
-
-
-def _guard(design: LearnerDesign) -> int:
-    return int(np.asarray(design.learner.arrays["guards"])[1])
 
 
 def _bit(got: int, want: int) -> str:

@@ -50,11 +50,8 @@ class LearnerDesign:
     @property
     def ports(self) -> tuple[dict[str, int], dict[str, int]]:
         """Bits of the inputs and outputs, without `clk` and with `rst`."""
-        inputs, outputs = self.machine().ports
-        return (
-            {name: len(one) for name, one in inputs.items()} | {"rst": 1},
-            {name: len(one) for name, one in outputs.items()},
-        )
+        inputs, outputs = self.layout.ports
+        return inputs | {"rst": 1}, outputs
 
     def write(self, folder: Path, *, yosys: Yosys | None = None) -> Path:
         """`folder`/NAME.v, and the same in Yosys's own form as NAME.il; 2 to 5 s."""

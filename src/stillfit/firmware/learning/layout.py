@@ -13,8 +13,6 @@ from typing import Literal, TypeAlias
 
 from stillfit.core.errors import ConfigError
 from stillfit.firmware.c99.learning import Learner
-from stillfit.firmware.devices import Chip
-from stillfit.firmware.footprints import OPERANDS
 
 Kind: TypeAlias = Literal[
     "forward", "backward", "descend", "products", "spread", "follow", "covariance"
@@ -204,7 +202,8 @@ class Layout:
             bits = 2 * w + (one.columns - 1).bit_length()
             shift = f
             if one.kind == "descend":
-                bits, shift = 2 * w + self.learner.rate.bit_length(), f + RATE
+                rate = max(self.learner.rate - 1, 0).bit_length()
+                bits, shift = 2 * w + rate, f + RATE
             elif one.kind in ("products", "spread"):
                 left.append(WORD)
                 bits = WORD + w + (one.columns - 1).bit_length()
@@ -238,6 +237,17 @@ class Layout:
         self.total, self.rounded = max(*total, self.left), max(rounded)
 
     @property
+    def ports(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Bits of the inputs and outputs, without the clock and the reset."""
+        w = self.width
+        deepest = max(self.weight_at[-1], self.size**2 if self.least_squares else 0)
+        inputs = {"in_valid": 1, "in_value": w, "learn": 1, "target": w}
+        inputs |= {"state_area": 2, "state_address": (deepest - 1).bit_length()}
+        inputs |= {"state_write": 1, "state_data": WORD}
+        outputs = {"in_ready": 1, "out_valid": 1, "out_value": w, "done": 1, "state_value": WORD}
+        return inputs, outputs
+
+    @property
     def depth(self) -> int:
         """Registers from the multiplier's operands to its product, odd.
 
@@ -248,12 +258,6 @@ class Layout:
         plain = rate & (rate - 1) == 0 or all(one.kind != "descend" for one in self.passes)
         large, small = max(self.left, self.right), min(self.left, self.right)
         return 1 if plain and large <= 25 and small <= 18 else 3
-
-    def blocks(self, chip: Chip) -> int:
-        """Multiplier blocks of a device's family that the multiplier takes."""
-        large, small = OPERANDS[chip.family]
-        wide, narrow = max(self.left, self.right), min(self.left, self.right)
-        return -(-wide // large) * -(-narrow // small)
 
     # -- time -------------------------------------------------------------------------------------
 

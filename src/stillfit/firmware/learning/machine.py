@@ -52,17 +52,12 @@ class Machine(Elaboratable):  # type: ignore[misc]
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        w = layout.width
         learner = layout.learner
-        self.in_valid, self.in_ready = Signal(), Signal()
-        self.in_value = Signal(signed(w))
-        self.learn, self.target = Signal(), Signal(signed(w))
-        self.out_valid, self.out_value = Signal(), Signal(signed(w))
-        self.done = Signal()
-        self.state_area, self.state_write = Signal(2), Signal()
-        deepest = max(layout.weight_at[-1], layout.size**2 if layout.least_squares else 0)
-        self.state_address = Signal(range(deepest))
-        self.state_data, self.state_value = Signal(WORD), Signal(WORD)
+        inputs, outputs = layout.ports
+        signs = ("in_value", "target", "out_value")
+        for name, bits in (inputs | outputs).items():
+            shape = signed(bits) if name in signs else unsigned(bits)
+            setattr(self, name, Signal(shape, name=name))
         arrays = learner.arrays
         # What a reset must not lose.
         self.random = Signal(32, init=int(arrays["random"][0]), reset_less=True)
@@ -75,12 +70,10 @@ class Machine(Elaboratable):  # type: ignore[misc]
     @property
     def ports(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Inputs and outputs by name, without `clk` and `rst`."""
-        ins = ("in_valid", "in_value", "learn", "target")
-        state = ("state_area", "state_address", "state_write", "state_data")
-        outs = ("in_ready", "out_valid", "out_value", "done", "state_value")
+        inputs, outputs = self.layout.ports
         return (
-            {name: getattr(self, name) for name in (*ins, *state)},
-            {name: getattr(self, name) for name in outs},
+            {name: getattr(self, name) for name in inputs},
+            {name: getattr(self, name) for name in outputs},
         )
 
     def _memories(self) -> dict[str, Any]:
@@ -318,10 +311,9 @@ class Machine(Elaboratable):  # type: ignore[misc]
             cases[RATE] = cases.get(RATE, 0) | again
         draw = Signal(32)
         state = self.random
-        for step in (lambda x: x ^ (x << 13)[:32], lambda x: x ^ (x >> 17),
-                     lambda x: x ^ (x << 5)[:32]):  # fmt: skip
+        for left, right in ((13, 0), (0, 17), (5, 0)):  # xorshift32
             moved = Signal(32)
-            m.d.comb += moved.eq(step(state))
+            m.d.comb += moved.eq(state ^ (state << left >> right)[:32])
             state = moved
         m.d.comb += draw.eq(state)
         if layout.stochastic:
