@@ -38,6 +38,14 @@ def test_the_strict_form_keeps_the_tolerance() -> None:
     assert "not surely within 5.0%" in verdict.because
 
 
+def test_intervals_that_an_update_cannot_touch_may_stay() -> None:
+    gate = Calibrated(coverage=0.9, tolerance=0.05, unless_same=True)
+    same = gate.judge(trial(0.7, 0.7))
+    assert same.accepted and same.because.endswith("they are the incumbent's own, bit for bit")
+    assert not gate.judge(trial(0.7, 0.7 + 1e-9)).accepted
+    assert not Calibrated(coverage=0.9, tolerance=0.05).judge(trial(0.7, 0.7)).accepted
+
+
 def test_an_equally_miscalibrated_candidate_rarely_passes() -> None:
     rng = np.random.default_rng(3)
     passed = 0

@@ -234,7 +234,9 @@ class Calibrated:
 
     `unless_nearer`: a candidate that misses the tolerance passes where its coverage is nearer to
     what is said than the incumbent's, convinced on the same events: to refuse it would keep what
-    is worse. Off, the tolerance is strict.
+    is worse. Off, the tolerance is strict. `unless_same`: a candidate that misses the tolerance
+    passes where its intervals are the incumbent's own to the last bit, for updates that cannot
+    touch them (learning on a chip that does not state the sigma): to refuse it makes none better.
 
     Source: Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404; Schuirmann 1987,
     doi:10.1007/BF01068419 (two one-sided tests).
@@ -245,6 +247,7 @@ class Calibrated:
     tolerance: float = 0.05
     confidence: float = 0.95
     unless_nearer: bool = True
+    unless_same: bool = False
 
     def __post_init__(self) -> None:
         _check(0.0, 0.0, self.confidence)
@@ -285,6 +288,10 @@ class Calibrated:
             f"truths ({lower:.1%} to {upper:.1%} at {self.confidence:.0%} each side), "
             f"{'surely' if accepted else 'not surely'} within {self.tolerance:.1%}"
         )
+        if not accepted and self.unless_same and before is not None:
+            was = before.interval(self.coverage)
+            accepted = np.array_equal(low, was[0]) and np.array_equal(high, was[1])
+            because += "; they are the incumbent's own, bit for bit" if accepted else ""
         if not accepted and self.unless_nearer and before is not None:
             accepted, nearer = self._nearer(inside, before, target)
             because = f"{because}; {nearer}"
