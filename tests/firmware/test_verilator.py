@@ -118,29 +118,45 @@ def test_a_small_design_goes_to_cxxrtl(design, rows, tmp_path):
 
 
 @pytest.fixture
-def large(monkeypatch):
-    """A design that is a lot of C++, and programs that are not built."""
+def design_of(monkeypatch, tmp_path):
+    """How a design of so many bytes of C++ is built, without building it."""
+    built = []
     yosys = SimpleNamespace(name="yosys", version="1")
     monkeypatch.setattr(simulation, "find_yosys", lambda: yosys)
     monkeypatch.setattr(simulation, "version", lambda program: "1")
     monkeypatch.setattr(simulation, "compiler", lambda: "g++")
-    monkeypatch.setattr(cxxrtl, "translate", lambda *args, **kwargs: 123_400_000)
-    monkeypatch.setattr(cxxrtl, "build", lambda *args, **kwargs: Path("by-cxxrtl"))
-    monkeypatch.setattr(verilator, "build", lambda *args, **kwargs: Path("by-verilator"))
-    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    for module in (cxxrtl, verilator):
+        name = module.__name__.rpartition(".")[2]
+
+        def build(*args, level, name=name, **kwargs):
+            built.append((name, level))
+            return Path(name)
+
+        monkeypatch.setattr(module, "build", build)
+
+    def chosen(size, there, **asked):
+        found = "/usr/bin/verilator" if there else None
+        monkeypatch.setattr(cxxrtl, "translate", lambda *args, **kwargs: size)
+        monkeypatch.setattr(shutil, "which", lambda name: found)
+        simulation.simulator([], "top", {}, {}, tmp_path, **asked)
+        return built[-1]
+
+    return chosen
 
 
-def test_a_design_too_large_for_cxxrtl_goes_to_verilator(large, tmp_path):
-    built = simulation.simulator([], "top", {}, {}, tmp_path)
-    assert (built.program, set(built.tools)) == (Path("by-verilator"), {"verilator", "g++"})
-    asked = simulation.simulator([], "top", {}, {}, tmp_path, engine="cxxrtl")
-    assert (asked.program, set(asked.tools)) == (Path("by-cxxrtl"), {"yosys", "g++"})
+def test_a_design_too_large_for_cxxrtl_goes_to_verilator(design_of):
+    assert design_of(1_000_000, True) == ("cxxrtl", 1)
+    assert design_of(1_000_001, True) == ("verilator", 1)
+    assert design_of(5_000_000, True, level=0) == ("cxxrtl", 0)
+    assert design_of(5_000_001, True, level=0) == ("verilator", 0)
+    assert design_of(90_000_000, True, engine="cxxrtl", level=2) == ("cxxrtl", 2)
 
 
-def test_without_verilator_that_is_an_error_with_the_figures(large, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"top is 123 MB of C\+\+ .* install Verilator"):
-        simulation.simulator([], "top", {}, {}, tmp_path)
+def test_without_verilator_it_is_not_optimised_or_an_error_with_the_figures(design_of):
+    assert design_of(5_000_000, False) == ("cxxrtl", 0)
+    with pytest.raises(MissingExtraError, match=r"top is 123\.4 MB of C\+\+ .* install Verilator"):
+        design_of(123_400_000, False)
+    assert design_of(123_400_000, False, engine="cxxrtl") == ("cxxrtl", 1)
 
 
 def test_what_verilator_refuses_is_said_with_its_words(tmp_path):

@@ -14,12 +14,18 @@ from stillfit.firmware.tools import ToolError
 
 
 def translate(
-    files: Sequence[Path], top: str, folder: Path, yosys: Yosys, *, flatten: bool = True
+    files: Sequence[Path],
+    top: str,
+    folder: Path,
+    yosys: Yosys,
+    *,
+    flatten: bool = True,
+    whole: Sequence[str] = (),
 ) -> int:
     """Write the design as C++ into `folder`/design.cc; its bytes.
 
     Files may be Yosys's own RTLIL (.il), which it reads faster where memories are large. `flatten`:
-    one level of hierarchy.
+    one level of hierarchy, but for the modules `whole`, which are written once.
     """
     local = []
     for n, path in enumerate(files):  # YoWASP sees the working folder only
@@ -30,10 +36,9 @@ def translate(
     verilog = [name for name in local if not name.endswith(".il")]
     script = "".join(f"read_rtlil {name}; " for name in rtlil)
     script += f"read_verilog -nomem2reg {' '.join(verilog)}; " if verilog else ""
-    script += (
-        f"hierarchy -check -top {top}; "
-        f"write_cxxrtl -g0 {'' if flatten else '-noflatten '}-header design.cc"
-    )
+    script += f"hierarchy -check -top {top}; "
+    script += f"setattr -mod -set keep_hierarchy 1 {' '.join(whole)}; " if whole else ""
+    script += f"write_cxxrtl -g0 {'' if flatten else '-noflatten '}-header design.cc"
     run_tool((*yosys.words, "-q", "-p", script), yosys.name, BUILD_TIMEOUT, folder)
     return (folder / "design.cc").stat().st_size
 

@@ -24,7 +24,9 @@ from stillfit.firmware.tools import ToolError
 
 Engine: TypeAlias = Literal["auto", "cxxrtl", "verilator"]
 ENGINES: tuple[Engine, ...] = ("auto", "cxxrtl", "verilator")
-LARGEST = 20_000_000  # bytes of CXXRTL's C++ that "auto" compiles
+# Bytes of CXXRTL's C++ that "auto" compiles. One MB took g++ 47 s (CPU) at level 0 and had not
+# ended after 140 s at level 1, whose time grows with the square.
+LARGEST, LARGEST_PLAIN = 1_000_000, 5_000_000
 RUN_TIMEOUT = 900.0  # s
 
 
@@ -82,15 +84,17 @@ def simulator(
     engine: Engine = "auto",
     yosys: Yosys | None = None,
     flatten: bool = True,
+    whole: Sequence[str] = (),
     level: int = 1,
 ) -> Simulator:
     """Compile Verilog `files` with the module `top` in `folder`; 3 to 60 s.
 
     Files may be Yosys's own RTLIL (.il) with the same as Verilog (.v) beside it: CXXRTL reads it
     faster where memories are large. `flatten`: one level of hierarchy, which runs faster; without,
-    equal modules are compiled once by CXXRTL. `level`: of g++'s optimisation. `MissingExtraError`
-    where a tool is not there; with the engine "auto" also for a design of more than `LARGEST` bytes
-    of C++ where Verilator is not there.
+    equal modules are compiled once by CXXRTL. `whole`: modules that are so although the rest is
+    flattened, for those of which there are many. `level`: of g++'s optimisation.
+    `MissingExtraError` where a tool is not there; with the engine "auto" also for a design of more
+    than `LARGEST` bytes of C++ where Verilator is not there.
     """
     if engine not in ENGINES:
         raise ConfigError(f"a simulation engine is one of {', '.join(ENGINES)}, got {engine!r}")
@@ -100,19 +104,30 @@ def simulator(
     folder.mkdir(parents=True, exist_ok=True)
     if engine != "verilator":
         found = yosys or find_yosys()
-        size = cxxrtl.translate(files, top, folder, found, flatten=flatten)
-        if engine == "cxxrtl" or size <= LARGEST:
+        size = cxxrtl.translate(files, top, folder, found, flatten=flatten, whole=whole)
+        if engine == "auto":
+            engine, level = _chosen(top, size, level)
+        if engine == "cxxrtl":
             program = cxxrtl.build(top, inputs, outputs, folder, found, level=level)
             tools = {found.name: found.version, "g++": version(gcc)}
             return Simulator(
                 program=program, inputs=dict(inputs), outputs=dict(outputs), tools=tools
             )
-        if not verilator.is_there():
-            raise MissingExtraError(
-                f"{top} is {size / 1e6:.0f} MB of C++ from CXXRTL, of which at most "
-                f"{LARGEST / 1e6:.0f} are compiled; install Verilator (on Debian: apt install "
-                "verilator), or ask for the engine cxxrtl to try it for long"
-            )
     program = verilator.build(files, top, inputs, outputs, folder, level=level)
     tools = {"verilator": version(verilator.find_verilator()), "g++": version(gcc)}
     return Simulator(program=program, inputs=dict(inputs), outputs=dict(outputs), tools=tools)
+
+
+def _chosen(top: str, size: int, level: int) -> tuple[Engine, int]:
+    """Engine and level of optimisation for a design of so many bytes of C++ from CXXRTL."""
+    if size <= (LARGEST if level else LARGEST_PLAIN):
+        return "cxxrtl", level
+    if verilator.is_there():
+        return "verilator", level
+    if size <= LARGEST_PLAIN:
+        return "cxxrtl", 0
+    raise MissingExtraError(
+        f"{top} is {size / 1e6:.1f} MB of C++ from CXXRTL, of which at most "
+        f"{LARGEST_PLAIN / 1e6:.0f} are compiled; install Verilator (on Debian: apt install "
+        "verilator), or ask for the engine cxxrtl to try it for long"
+    )
