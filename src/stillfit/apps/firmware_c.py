@@ -9,12 +9,11 @@ import typer
 
 from stillfit.apps.command import Json, Store, command
 from stillfit.apps.firmware import firmware
+from stillfit.apps.firmware_version import StoredNetwork, require_fixed, stored_network
 from stillfit.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from stillfit.firmware.c99 import Header
-    from stillfit.models.model import Model
-    from stillfit.registry import StoredVersion
 
 
 @command(firmware, "c")
@@ -58,16 +57,13 @@ def c(
       stillfit firmware c 3fa81b --store runs/demo/registry --out vertex-c
       stillfit firmware c 3fa81b --store runs/t/registry --out c --run t.toml --updater embedded-sgd
     """
-    from stillfit.apps import inspect
     from stillfit.apps.screen import complain, say, show_table, tell_json
     from stillfit.core.errors import MissingExtraError
     from stillfit.firmware.c99 import measured
 
     if (run is None) != (updater is None):
         raise ConfigError("a learning step needs both --run (the run file) and --updater")
-    with inspect.opened(store) as registry:
-        found = inspect.find_version(registry, version)
-        stored = registry.load_version(found)
+    stored = stored_network(store, version, run)
     if run is not None and updater is not None:
         headers = [learning(stored, run, updater, name)]
     else:
@@ -92,7 +88,7 @@ def c(
             row["image"] = str(image)
         rows.append(row)
     if json:
-        tell_json({"version": found, "headers": rows})
+        tell_json({"version": stored.version, "headers": rows})
         return 0
     figures = [
         [row["file"], *(f"{row[k]:,}" if k in row else "-" for k in ("ram", "flash"))]
@@ -105,33 +101,27 @@ def c(
 
 
 def inference(
-    stored: StoredVersion, name: str, design: str, shape: tuple[int, ...] | None
+    stored: StoredNetwork, name: str, design: str, shape: tuple[int, ...] | None
 ) -> list[Header]:
     """Headers of a fixed-point version: one of the network, two of a vertex chain."""
-    from stillfit.apps.runfile import factory_of
     from stillfit.firmware.c99 import network_header
     from stillfit.firmware.c99.inference import DESIGNS
     from stillfit.l1t.fixed import FixedE2E
     from stillfit.l1t.fixed_chain import vertex_chain
-    from stillfit.l1t.vertex import VertexTask
     from stillfit.models.fixed import integer
-    from stillfit.models.model import Architecture, Model, build, load_weights
 
     chosen = next((d for d in DESIGNS if d == design), None)
     if chosen is None:
         raise ConfigError(f"--design is one of {', '.join(DESIGNS)}, got {design!r}")
-    told = stored.manifest.facts.architecture
-    architecture = Architecture(told.factory, told.arguments)
-    network = build(architecture, {told.factory: factory_of(told.factory, Path.cwd())})
-    load_weights(network, stored.weights)
-    if isinstance(network, FixedE2E):
-        chain = vertex_chain(Model(network.eval(), VertexTask(), architecture))
+    require_fixed(stored)
+    if isinstance(stored.network, FixedE2E):
+        chain = vertex_chain(stored.network)
         parts = {f"{name}_weight": chain.weight, f"{name}_associate": chain.associate}
         return [network_header(part, label, design=chosen) for label, part in parts.items()]
-    return [network_header(integer(network.eval()), name, design=chosen, shape=shape)]
+    return [network_header(integer(stored.network), name, design=chosen, shape=shape)]
 
 
-def learning(stored: StoredVersion, run: Path, updater: str, name: str) -> Header:
+def learning(stored: StoredNetwork, run: Path, updater: str, name: str) -> Header:
     """The header of a version that learns on, as an embedded updater of a run file."""
     import numpy as np
 
@@ -150,36 +140,13 @@ def learning(stored: StoredVersion, run: Path, updater: str, name: str) -> Heade
             f"{run.name} has no embedded updater {updater!r}{did_you_mean(updater, embedded)}; "
             f"its embedded ones: {', '.join(embedded) or 'none'}"
         )
-    model = _model(stored, run)
+    model = stored.model
     device, plan = learner.switched_on(model, np.random.default_rng(settings.head.seed))
     if "random" in stored.learner and "weights" in stored.learner:
         was = devices.restore(device, stored.learner)
         if np.array_equal(was.weights, device.weights):  # it is this version's own state
             device = was
     return learner_header(described(device, plan, dense_in(model)), name)
-
-
-def _model(stored: StoredVersion, run: Path) -> Model:
-    from stillfit.apps.runfile import constant_noise, factory_of, method_factory, read
-    from stillfit.models.growth import FACTORIES as GROWN
-    from stillfit.models.model import Architecture, Model, build, load_weights
-
-    settings = read(run)
-    plain = factory_of(settings.head.network, run.resolve().parent)
-    noisy = settings.head.noise == "constant"
-    factories = {**GROWN, settings.head.network: constant_noise(plain) if noisy else plain}
-    if settings.method:
-        factories[settings.method] = method_factory(settings.method)
-    told = stored.manifest.facts.architecture
-    architecture = Architecture(told.factory, told.arguments)
-    if told.factory not in factories:
-        raise ConfigError(
-            f"the version was made by {told.factory!r} and {run.name} names "
-            f"{settings.head.network!r}; give the run file of this registry"
-        )
-    network = build(architecture, factories)
-    load_weights(network, stored.weights)
-    return Model(network.eval(), settings.task, architecture)
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

@@ -1,26 +1,23 @@
-"""The vertex chain as RTL: built from a `VertexChain`, and what its simulation answers."""
+"""The vertex chain as RTL, built from a `VertexChain`: its Verilog, and what is loaded into it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stillfit.core.errors import ConfigError, DataError
-from stillfit.core.values import Equality
-from stillfit.firmware.checking import compared
 from stillfit.firmware.devices import Chip
-from stillfit.firmware.packing import Words, unpacked
+from stillfit.firmware.packing import WORD, Words
 from stillfit.firmware.simulation import Engine, Simulator, simulator
 from stillfit.firmware.tools import package
-from stillfit.firmware.tracing import Design
+from stillfit.firmware.tracing import Design, loaded
 from stillfit.firmware.verilog import Rtl, network_rtl
 from stillfit.l1t.chip import Histogram, circuits
-from stillfit.l1t.fixed_chain import Answer, VertexChain
+from stillfit.l1t.fixed_chain import VertexChain
 from stillfit.l1t.fixed_words import CROSSING_BITS, tables
 from stillfit.l1t.geometry import BARREL_HALF_LENGTH, BARREL_R
 from stillfit.l1t.trackword import FIELDS, SECTORS
@@ -31,37 +28,88 @@ if TYPE_CHECKING:
 
 # Clocks from one `last` to the next: the divider's, the scan's.
 SPACING: Mapping[Histogram, int] = {"registers": 16, "memory": 270}
-
-
 # Two links a sector.
 BOTH_ENDS = (*range(SECTORS), *range(SECTORS))
+TOP = "vertex_chain"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ChainRtl:
-    """A chain in Verilog: the module `vertex_chain`, its files, its ports without clock (bits)."""
+    """A chain in Verilog: the module `vertex_chain`, its files, its ports without clock (bits).
 
+    `sectors`: of each link. `whole`: modules that it uses more than once. `clocks`: from `last` to
+    the vertex. `held`: bits of what a reloadable design has loaded beside its weights, by name;
+    `table`: those of an entry of a z0 table.
+    """
+
+    folder: Path
     files: tuple[Path, ...]
     inputs: Mapping[str, int]
     outputs: Mapping[str, int]
     sectors: tuple[int, ...]
     form: Histogram
+    design: Design
     weight: Rtl
     associate: Rtl
+    whole: tuple[str, ...]
+    clocks: int
+    held: Mapping[str, int]
+    table: int
 
-    def simulator(self, folder: Path, *, engine: Engine = "cxxrtl", level: int = 1) -> Simulator:
-        """Compile it; about a minute for two links."""
-        files = self.files
-        if engine == "cxxrtl":
-            files = (self.files[0].with_suffix(".il"), *self.files[1:])
+    def simulator(self, folder: Path, *, engine: Engine = "auto", level: int = 1) -> Simulator:
+        """Compile it: each module once, however many links use it; a minute or less."""
         return simulator(
-            files,
-            "vertex_chain",
+            (self.files[0].with_suffix(".il"), *self.files[1:]),
+            TOP,
             self.inputs,
             self.outputs,
             folder,
             engine=engine,
+            whole=self.whole,
             level=level,
+        )
+
+    def images(self, chain: VertexChain) -> dict[str, Words]:
+        """What to load for a chain, by the port that is high meanwhile: 32-bit words in order.
+
+        Empty for constant weights. `ConfigError` for a chain of other formats than the circuit's,
+        or with a number that does not fit the circuit.
+        """
+        if self.design == "constant":
+            return {}
+        found = {
+            "load_weight": self.weight.image(loaded(chain.weight, self.weight.traced.ports)),
+            "load_associate": self.associate.image(
+                loaded(chain.associate, self.associate.traced.ports)
+            ),
+        }
+        return {**found, "load_numbers": self._numbers(chain)}
+
+    def _numbers(self, chain: VertexChain) -> Words:
+        # A threshold beyond the logit's reach is one just beyond it.
+        reach = 1 << (self.held["threshold"] - 2)
+        numbers = {
+            "side": chain.side,
+            "middle": chain.middle,
+            "bias": chain.bias,
+            "threshold": min(max(chain.threshold, -reach), reach),
+        }
+        for name, number in numbers.items():
+            _fits(name, number, self.held[name])
+        by_sector = chain.sector_table.reshape(ETA_CELLS, SECTORS)
+        entries = [*(by_sector[:, one] for one in self.sectors), chain.barrel_table]
+        table = np.concatenate(entries)
+        for number in (int(table.min()), int(table.max())):
+            _fits("an entry of a z0 table", number, self.table)
+        whole = np.concatenate([np.array(list(numbers.values()), np.int64), table])
+        return (whole & ((1 << WORD) - 1)).astype(np.uint32)
+
+
+def _fits(name: str, number: int, bits: int) -> None:
+    if not -(1 << (bits - 1)) <= number < 1 << (bits - 1):
+        raise ConfigError(
+            f"{name} is {number} and the reloadable chain holds it in {bits} bits with a sign; "
+            "build this version with constant weights, or calibrate it again"
         )
 
 
@@ -76,6 +124,7 @@ def chain_rtl(
 ) -> ChainRtl:
     """Write the chain as Verilog. `sectors`: of each link.
 
+    With `design` "reloadable" nothing of the chain but its formats and masks is in the circuit.
     `ConfigError` for a track weight with a sign, which the histogram cannot saturate in parts.
     """
     package("amaranth")
@@ -92,20 +141,29 @@ def chain_rtl(
             "the weight network's output has a sign; a histogram in hardware adds what has none: "
             "give its output quantiser an unsigned format"
         )
-    made = Chain(_numbers(chain, sectors), weight, associate, form=form)
+    numbers = _numbers(chain, sectors)
+    if design == "reloadable":
+        numbers = _blank(numbers)
+    made = Chain(numbers, weight, associate, form=form)
     inputs, outputs = made.ports
-    top = write_verilog(made, "vertex_chain", inputs, outputs, folder)
+    top = write_verilog(made, TOP, inputs, outputs, folder, parts=made.parts)
     shared = {
         Path(name).name: rtl.folder / name for rtl in (weight, associate) for name in rtl.files
     }
     return ChainRtl(
+        folder=folder,
         files=(top, *shared.values()),
         inputs={name: len(signal) for name, signal in inputs.items()} | {"rst": 1},
         outputs={name: len(signal) for name, signal in outputs.items()},
         sectors=sectors,
         form=form,
+        design=design,
         weight=weight,
         associate=associate,
+        whole=(*made.parts, weight.name, associate.name),
+        clocks=made.clocks,
+        held={name: len(signal) for name, signal in made.held.items()},
+        table=numbers.table,
     )
 
 
@@ -142,6 +200,8 @@ def _numbers(chain: VertexChain, sectors: tuple[int, ...]) -> Numbers:
         half=round(BARREL_HALF_LENGTH * one),
         side=chain.side,
         middle=chain.middle,
+        # A score holds three taps times the fullest bin, so no tap has more bits than this.
+        taps=chain.score_bits - chain.full.bit_length(),
         full=chain.full,
         score=chain.score_bits,
         bias=chain.bias,
@@ -150,74 +210,8 @@ def _numbers(chain: VertexChain, sectors: tuple[int, ...]) -> Numbers:
     )
 
 
-def links_of(
-    words: NDArray[np.uint8], sector: NDArray[np.int8], offsets: NDArray[np.int64], rtl: ChainRtl
-) -> tuple[dict[str, Words], NDArray[np.int64], NDArray[np.int64]]:
-    """Events as rows of the chain's inputs, and the clock and link of each track.
-
-    A track goes to the links of its sector in turn; `last` comes once the spacing is kept.
-    """
-    clock, link = np.empty(len(words), np.int64), np.empty(len(words), np.int64)
-    ends, start = [], 1
-    own = {s: [n for n, at in enumerate(rtl.sectors) if at == s] for s in set(rtl.sectors)}
-    strange = sorted(set(sector.tolist()) - set(own))
-    if strange:
-        raise ConfigError(f"no link brings tracks of the sectors {strange}; name them in sectors")
-    for event in range(len(offsets) - 1):
-        seen: dict[int, int] = {}
-        first, stop = int(offsets[event]), int(offsets[event + 1])
-        for track in range(first, stop):
-            mine = own[int(sector[track])]
-            n = seen.get(int(sector[track]), 0)
-            seen[int(sector[track])] = n + 1
-            clock[track], link[track] = start + n // len(mine), mine[n % len(mine)]
-        used = int(clock[first:stop].max()) if stop > first else start
-        end = max(used, start + SPACING[rtl.form] - 1)
-        ends.append(end)
-        start = end + 1
-    clocks = start + SPACING[rtl.form] + 1200
-    fed = np.zeros((clocks, len(rtl.sectors), 3), np.uint32)
-    fed[clock, link] = np.ascontiguousarray(words).view(">u4").astype(np.uint32)[:, ::-1]
-    last = np.zeros((clocks, 1), np.uint32)
-    last[ends] = 1
-    reset = np.zeros((clocks, 1), np.uint32)
-    reset[0] = 1
-    return {"words": fed.reshape(clocks, -1), "last": last, "rst": reset}, clock, link
-
-
-def check_chain(
-    rtl: ChainRtl,
-    built: Simulator,
-    answer: Answer,
-    words: NDArray[np.uint8],
-    sector: NDArray[np.int8],
-    offsets: NDArray[np.int64],
-    digest: str,
-) -> tuple[Equality, Equality]:
-    """Vertices (bin, z0, score of each event) and flags (of each track) against the integers."""
-    rows, clock, link = links_of(words, sector, offsets, rtl)
-    out = built.run(rows)
-    if out["overrun"].any():
-        raise DataError("the chain says that events came too close; space them as SPACING says")
-    at = out["vertex"][:, 0] == 1
-    z0 = unpacked(out["z0"][at], [rtl.outputs["z0"]], [True])
-    found = np.column_stack([out["best"][at], z0, out["score"][at]]).astype(np.int64)
-    want = np.column_stack([answer.bins, answer.z0, answer.score])
-    rounds = np.flatnonzero(out["flagged"][:, 0])
-    lanes = np.arange(len(rtl.sectors))
-    tracks = (out["tracks"][rounds] >> lanes) & 1
-    flags = (out["flags"][rounds] >> lanes) & 1
-    order = np.lexsort((link, clock))
-    got = flags[tracks == 1].reshape(-1, 1).astype(np.int64)
-    if len(found) != len(want) or len(got) != len(words):
-        raise DataError(
-            f"the chain answered {len(found)} vertices and {len(got)} flags to {len(want)} events "
-            f"and {len(words)} tracks; its flow control is wrong, report it"
-        )
-    flagged = np.empty_like(got)
-    flagged[order] = got
-    whole = answer.flags.astype(np.int64).reshape(-1, 1)
-    return (
-        compared("vertex (bin, z0, score)", {"RTL": found, "whole numbers": want}, digest),
-        compared("association flag", {"RTL": flagged, "whole numbers": whole}, digest),
-    )
+def _blank(numbers: Numbers) -> Numbers:
+    """Without anything that is loaded, so that the circuit cannot depend on it."""
+    empty = tuple((0,) * len(cells) for cells in numbers.sectors)
+    barrel = (0,) * len(numbers.barrel)
+    return replace(numbers, sectors=empty, barrel=barrel, side=0, middle=0, bias=0, threshold=0)

@@ -9,7 +9,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import Array, Const, Elaboratable, Module, Mux, Signal, signed, unsigned  # type: ignore[import-untyped]
+from amaranth.hdl import (  # type: ignore[import-untyped]
+    Array,
+    Cat,
+    ClockSignal,
+    Const,
+    Elaboratable,
+    Instance,
+    Module,
+    Mux,
+    ResetSignal,
+    Signal,
+    signed,
+    unsigned,
+)
 from amaranth.lib.memory import Memory  # type: ignore[import-untyped]
 
 BINS = 256
@@ -17,12 +30,17 @@ INDEX = 8
 
 
 class Peaks(Elaboratable):  # type: ignore[misc]
-    """What both forms share: ports, filter, and the rule of the arg-max."""
+    """What both forms share: ports, filter, and the rule of the arg-max.
+
+    `side`, `middle`: taps as numbers, or as signals that hold them. `parts`: modules of their own
+    which the block is made of, by name, with their inputs and outputs: written once, used often.
+    """
 
     def __init__(
-        self, *, links: int, weight: int, full: int, side: int, middle: int, score: int
+        self, *, links: int, weight: int, full: int, side: Any, middle: Any, score: int
     ) -> None:
         self.links, self.full, self.side, self.middle = links, full, side, middle
+        self.parts: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {}
         self.width = full.bit_length()
         self.score_bits = score
         self.valid = Signal(links)
@@ -39,16 +57,66 @@ class Peaks(Elaboratable):  # type: ignore[misc]
         """A sum as a bin holds it."""
         return Mux(total > self.full, self.full, total)
 
-    def scored(self, three: Any) -> Any:
+    def scored(self, m: Any, three: Any) -> Any:
         """max(0, filter) of a bin and its neighbours."""
         left, middle, right = three
         raw = Signal(signed(self.score_bits + 2))
-        return raw, self.middle * middle + self.side * (left + right)
+        m.d.comb += raw.eq(self.middle * middle + self.side * (left + right))
+        return Mux(raw > 0, raw, 0)
 
     @staticmethod
     def away(index: Any) -> Any:
         """How far a bin is from the middle: 0 to 127 on either side."""
         return Mux(index[INDEX - 1], index[: INDEX - 1], ~index[: INDEX - 1])
+
+
+class RegisterBin(Elaboratable):  # type: ignore[misc]
+    """One bin in registers: what all links add to it in a clock, its sum, its score.
+
+    `held` is the sum of the event before, `score` that of `held` and its neighbours'.
+    """
+
+    def __init__(self, peaks: PeaksInRegisters) -> None:
+        self.peaks = peaks
+        self.at = Signal(INDEX)
+        self.valid = Signal(peaks.links)
+        self.bins = Signal(INDEX * peaks.links)
+        self.weights = Signal(len(peaks.weights[0]) * peaks.links)
+        self.ended = Signal()
+        self.left, self.right = Signal(peaks.width), Signal(peaks.width)
+        self.held, self.score = Signal(peaks.width), Signal(peaks.score_bits)
+
+    @property
+    def ports(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Inputs and outputs by name."""
+        names = ("at", "valid", "bins", "weights", "ended", "left", "right")
+        taps = {"side": self.peaks.side, "middle": self.peaks.middle}
+        loaded = {name: tap for name, tap in taps.items() if isinstance(tap, Signal)}
+        inputs = {name: getattr(self, name) for name in names} | loaded
+        return inputs, {"held": self.held, "score": self.score}
+
+    def elaborate(self, platform: Any) -> Any:
+        m, peaks = Module(), self.peaks
+        bits = len(peaks.weights[0])
+        part = Signal((peaks.links * ((1 << bits) - 1)).bit_length())
+        terms = [
+            Mux(
+                self.valid[n] & (self.bins.word_select(n, INDEX) == self.at),
+                self.weights.word_select(n, bits),
+                0,
+            )
+            for n in range(peaks.links)
+        ]
+        running, total = Signal(peaks.width), Signal(max(len(part), peaks.width) + 1)
+        m.d.comb += total.eq(running + part)
+        m.d.sync += [
+            part.eq(_tree(terms)),
+            running.eq(Mux(self.ended, 0, peaks.saturated(total))),
+        ]
+        with m.If(self.ended):
+            m.d.sync += self.held.eq(peaks.saturated(total))
+        m.d.sync += self.score.eq(peaks.scored(m, (self.left, self.held, self.right)))
+        return m
 
 
 class PeaksInRegisters(Peaks):
@@ -59,33 +127,37 @@ class PeaksInRegisters(Peaks):
 
     CYCLES = 9
 
+    def __init__(self, **knobs: Any) -> None:
+        super().__init__(**knobs)
+        one = RegisterBin(self)
+        self.parts = {"register_bin": (one, *one.ports)}
+        self.taps = {n: s for n, s in one.ports[0].items() if n in ("side", "middle")}
+
     def elaborate(self, platform: Any) -> Any:
         m = Module()
-        part_bits = (self.links * ((1 << len(self.weights[0])) - 1)).bit_length()
         ended, done = Signal(), Signal()
         m.d.sync += [ended.eq(self.last), done.eq(ended)]
         held = [Signal(self.width, name=f"held{b}") for b in range(BINS)]
-        for b in range(BINS):
-            part = Signal(part_bits, name=f"part{b}")
-            running = Signal(self.width, name=f"running{b}")
-            terms = [
-                Mux(self.valid[n] & (self.bins[n] == b), self.weights[n], 0)
-                for n in range(self.links)
-            ]
-            m.d.sync += part.eq(_tree(terms))
-            total = Signal(max(part_bits, self.width) + 1, name=f"total{b}")
-            m.d.comb += total.eq(running + part)
-            m.d.sync += running.eq(Mux(ended, 0, self.saturated(total)))
-            with m.If(ended):
-                m.d.sync += held[b].eq(self.saturated(total))
         zero = Const(0, unsigned(self.width))
         around = [zero, zero, *held, zero, zero]
         level = []
         for b in range(BINS):
-            raw, value = self.scored(around[b + 1 : b + 4])
             score = Signal(self.score_bits, name=f"score{b}")
-            m.d.comb += raw.eq(value)
-            m.d.sync += score.eq(Mux(raw > 0, raw, 0))
+            m.submodules[f"one{b}"] = Instance(
+                "register_bin",
+                i_clk=ClockSignal(),
+                i_rst=ResetSignal(),
+                i_at=Const(b, INDEX),
+                i_valid=self.valid,
+                i_bins=Cat(self.bins),
+                i_weights=Cat(self.weights),
+                i_ended=ended,
+                i_left=around[b + 1],
+                i_right=around[b + 3],
+                o_held=held[b],
+                o_score=score,
+                **{f"i_{name}": tap for name, tap in self.taps.items()},
+            )
             level.append((score, Const(b, unsigned(INDEX))))
         depth = 0
         while len(level) > 1:
@@ -188,12 +260,10 @@ class PeaksInMemory(Peaks):
         with m.If(start):
             m.d.sync += [window[k].eq(0) for k in range(5)]
         # Bin `entered` - 2 stands in the middle of the window.
-        raw, value = self.scored(window[1:4])
         score, index, judged = Signal(self.score_bits), Signal(INDEX), Signal()
         around = [Signal(self.width, name=f"around{k}") for k in range(5)]
-        m.d.comb += raw.eq(value)
         m.d.sync += [
-            score.eq(Mux(raw > 0, raw, 0)),
+            score.eq(self.scored(m, window[1:4])),
             index.eq(entered - 2),
             judged.eq(moved & (entered >= 2)),
             *(around[k].eq(window[k]) for k in range(5)),
@@ -216,15 +286,17 @@ class MeanOfFive(Elaboratable):  # type: ignore[misc]
     """Position: the mean of the five bins as a divider gives it, one bit of it a clock.
 
     `z0` = (2 best + 1 - bins) 32 + floor((128 lean + total) / (2 total)) + bias, 0 where the score
-    is 0. `done` comes `CYCLES` clocks after `start`.
+    is 0. `done` comes `CYCLES` clocks after `start`. `bias`: a number, or a signal of at most 16
+    bits that holds it.
     """
 
     CYCLES = 11
 
-    def __init__(self, peaks: Peaks, bias: int) -> None:
+    def __init__(self, peaks: Peaks, bias: Any) -> None:
         self.peaks, self.bias = peaks, bias
         self.done = Signal()
-        self.z0 = Signal(signed(max(bias.bit_length() + 2, 17)))
+        own = bias.bit_length() if isinstance(bias, int) else len(bias) - 1
+        self.z0 = Signal(signed(max(own + 2, 17)))
         self.best = Signal(INDEX)
         self.score = Signal(peaks.score_bits)
         self.overrun = Signal()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from stillfit.firmware.synthesis import TIMEOUT, Yosys, find_yosys, run_tool
 from stillfit.firmware.tools import guarded, package
+
+Parts: TypeAlias = Mapping[str, tuple[Any, Mapping[str, Any], Mapping[str, Any]]]
 
 
 def write_verilog(
@@ -17,20 +19,18 @@ def write_verilog(
     outputs: Mapping[str, Any],
     folder: Path,
     *,
+    parts: Parts | None = None,
     yosys: Yosys | None = None,
 ) -> Path:
     """Verilog of an elaboratable in `folder`/NAME.v, with `clk` and a synchronous `rst`.
 
-    The same as Yosys's RTLIL lies beside it as NAME.il.
+    `parts`: modules of their own that it names as instances, into the same file: module name ->
+    (elaboratable, inputs, outputs). The same as Yosys's RTLIL lies beside it as NAME.il.
     """
-    rtlil = package("amaranth.back.rtlil")
-    ir = package("amaranth.hdl._ir")
-    way = ir.PortDirection
-    ports = {n: (signal, way.Input) for n, signal in inputs.items()}
-    ports |= {n: (signal, way.Output) for n, signal in outputs.items()}
     folder.mkdir(parents=True, exist_ok=True)
+    all_of = {**(parts or {}), name: (block, inputs, outputs)}
     with guarded("amaranth", f"elaborating {name}", "report it with the chain's numbers"):
-        text = rtlil.convert(block, name=name, ports=ports, emit_src=False)
+        text = "".join(_rtlil(module, *of) for module, of in all_of.items())
     (folder / f"{name}.il").write_text(text)
     found = yosys or find_yosys()
     script = (
@@ -39,3 +39,11 @@ def write_verilog(
     )
     run_tool((*found.words, "-q", "-p", script), found.name, TIMEOUT, folder)
     return folder / f"{name}.v"
+
+
+def _rtlil(name: str, block: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> str:
+    way = package("amaranth.hdl._ir").PortDirection
+    ports = {n: (signal, way.Input) for n, signal in inputs.items()}
+    ports |= {n: (signal, way.Output) for n, signal in outputs.items()}
+    text = package("amaranth.back.rtlil").convert(block, name=name, ports=ports, emit_src=False)
+    return str(text)
