@@ -120,6 +120,15 @@ def test_numbers_and_outputs_that_make_no_learner_are_refused():
         learner_rtl(told, "my learner")
 
 
+def test_ends_are_one_for_each_weight_and_hold_where_it_begins():
+    told = learner(EmbeddedSGD(), 4)
+    weights = told.arrays["weights"].astype(np.int32)
+    with pytest.raises(ShapeError, match=r"21 weights need as many lowest .* got \(20,\) and"):
+        learner_rtl(told, ends=(weights[1:], weights))
+    with pytest.raises(ConfigError, match=r"weight 0 begins as -?\d+ and its ends are .* first"):
+        learner_rtl(told, ends=(weights + 1, weights + 2))
+
+
 def test_a_design_keeps_the_state_that_it_was_made_with():
     """The kernels change a device's arrays in place."""
     updater, model = EmbeddedSGD(), network(4)

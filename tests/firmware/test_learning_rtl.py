@@ -13,7 +13,7 @@ import torch
 from stillfit.apps.firmware_learner import described
 from stillfit.apps.learner_rtl import rtl_of, trajectory
 from stillfit.core.errors import ConfigError, DataError
-from stillfit.firmware.learning import check_learner, compiled, state_image
+from stillfit.firmware.learning import check_learner, compiled, learner_rtl, state_image
 from stillfit.models.model import Architecture, Model
 from stillfit.models.networks import MLP, WithNoise
 from stillfit.models.task import Classification, Regression
@@ -106,6 +106,21 @@ def test_the_state_of_another_circuit_is_refused(sgd):
     device, plan = EmbeddedSGD(rate=0.25).switched_on(model, np.random.default_rng(1))
     with pytest.raises(ConfigError, match=r"whose rate is 16384 and the circuit's is 3277; that"):
         state_image(design, described(device, plan))
+
+
+def test_weights_stay_between_ends_of_their_own(tmp_path):
+    """As masks and formats of a fixed-point network ask for; half of them have no room at all."""
+    updater, model = EmbeddedLMS(rate=2**-3, loss="hinge"), network(3)
+    device, plan = updater.switched_on(model, np.random.default_rng(1))
+    room = np.where(np.arange(len(device.weights)) % 2, 0, 30)
+    ends = (device.weights - room).astype(np.int32), (device.weights + room).astype(np.int32)
+    design = learner_rtl(described(device, plan), ends=ends)
+    told = trajectory(device, plan, *rows(updater, model, STEPS), ends)
+    found = check_learner(design, told, tmp_path)
+    assert (found.wrong, found.first) == (0, "")
+    last = told.weights[:, design.layout.weight_at[1] :]
+    stays, moves = (last[:, design.layout.weight_at[1] % 2 + n :: 2] for n in (0, 1))
+    assert ((stays == stays[0]).all(), (moves == moves[0]).all()) in ((True, False), (False, True))
 
 
 def test_a_diverging_learner_is_no_check_of_its_circuit(tmp_path):

@@ -29,26 +29,25 @@ def rtl_of(
             f"{type(updater).__name__} does not learn in fixed point, one example at a time, so "
             "there is no circuit for it; EmbeddedSGD, EmbeddedLMS and EmbeddedRLS have one"
         )
-    part = part_of(model, Examples.empty())
-    if not isinstance(part, str) and part.ends(updater.numbers) is not None:
-        raise ConfigError(
-            "each weight of this network has ends of its own (its mask, its format), which the "
-            "circuits of learners do not keep yet; dense networks of numbers or classes have one"
-        )
     device, plan = updater.switched_on(model, rng)
-    return learner_rtl(described(device, plan), name), device, plan
+    part = part_of(model, Examples.empty())
+    ends = None if isinstance(part, str) else part.ends(updater.numbers)
+    return learner_rtl(described(device, plan), name, ends=ends), device, plan
 
 
-def trajectory(device: Device, plan: Plan, x: Array, t: Array) -> Trajectory:
+def trajectory(
+    device: Device, plan: Plan, x: Array, t: Array, ends: tuple[Array, Array] | None = None
+) -> Trajectory:
     """What the numba kernels do with each example; changes `device` in place.
 
-    `x` (n, inputs): integers in the device's format; `t` (n,): targets in it, or classes, int32.
+    `x` (n, inputs): integers in the device's format; `t` (n,): targets in it, or classes, int32;
+    `ends`: lowest and highest number of each weight, as the design has them.
     """
     outputs, weights, random, covariance, guards = [], [], [], [], []
     for row in range(len(x)):
         one = slice(row, row + 1)
         outputs.append(kernels.answers(device, plan, x[one])[0])
-        kernels.learn(device, plan, x[one], t[one])
+        kernels.learn(device, plan, x[one], t[one], ends)
         weights.append(device.weights.copy())
         random.append(int(device.random[0]))
         covariance.append(device.covariance.copy())

@@ -16,7 +16,7 @@ from stillfit.core.values import Footprint
 from stillfit.firmware.c99.learning import Learner
 from stillfit.firmware.devices import Chip
 from stillfit.firmware.glue.writing import write_verilog
-from stillfit.firmware.learning.layout import Cycles, Layout
+from stillfit.firmware.learning.layout import Cycles, Ends, Layout
 from stillfit.firmware.synthesis import Count, Yosys, count_verilog
 from stillfit.firmware.tools import package, versions
 
@@ -107,14 +107,18 @@ class LearnerDesign:
         )
 
 
-def learner_rtl(learner: Learner, name: str = "learner") -> LearnerDesign:
+def learner_rtl(
+    learner: Learner, name: str = "learner", *, ends: Ends | None = None
+) -> LearnerDesign:
     """The circuit of a gradient learner (SGD, LMS) or of least squares, equal to it bit for bit.
 
     `learner`: an embedded strategy's device as plain numbers, as the C headers take it, too.
-    `ConfigError` for a learner that has no circuit, and for sums longer than the kernels' 64 bits.
+    `ends`: lowest and highest number of each weight, as they lie; constants of the circuit, and
+    every weight is brought back to them as it is written. `ConfigError` for a learner that has no
+    circuit, and for sums longer than the kernels' 64 bits.
     """
     if not re.fullmatch(r"[A-Za-z_]\w*", name):
         raise ConfigError(f"{name!r} is not the name of a Verilog module; use letters, digits, _")
     # The kernels change a device's arrays in place: the circuit begins as they are now.
     held = replace(learner, arrays={n: np.array(a) for n, a in learner.arrays.items()})
-    return LearnerDesign(learner=held, layout=Layout(held), name=name)
+    return LearnerDesign(learner=held, layout=Layout(held, ends), name=name)

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Literal, TypeAlias
 
-from stillfit.core.errors import ConfigError
+import numpy as np
+
+from stillfit.core.arrays import Array
+from stillfit.core.errors import ConfigError, ShapeError
 from stillfit.firmware.c99.learning import Learner
 
 Kind: TypeAlias = Literal[
@@ -26,6 +29,7 @@ NOISE_LIMIT = 8
 FACTOR = RATE + 3  # 1 / forgetting, at most 2, with a sign
 VALUE = 2 * WORD - GAIN  # entry of the covariance less gain x product
 LONGEST = 63  # bits of the kernels' sums, which lie in 64 with their sign
+Ends: TypeAlias = tuple[Array, Array]
 KINDS = ("gradient", "least-squares")
 
 
@@ -89,9 +93,11 @@ class Cycles:
 class Layout:
     """Passes, widths and cycles of a learner; `ConfigError` where there is no circuit for it."""
 
-    def __init__(self, learner: Learner) -> None:
-        self.learner = learner
+    def __init__(self, learner: Learner, ends: Ends | None = None) -> None:
+        self.learner, self.ends = learner, ends
         _possible(learner)
+        if ends is not None:
+            _inside(learner, ends)
         sizes, self.sizes = learner.sizes, learner.sizes
         self.layers = len(sizes) - 1
         self.width, self.fraction = learner.width, learner.fraction
@@ -349,4 +355,22 @@ def _possible(learner: Learner) -> None:
     if learner.loss == "gaussian" and learner.sizes[-1] != 2:
         raise ConfigError(
             f"a mean and a log-variance are 2 outputs, and the learner has {learner.sizes[-1]}"
+        )
+
+
+def _inside(learner: Learner, ends: Ends) -> None:
+    """Ends are those of this learner's weights, which lie between them when it begins."""
+    weights = np.asarray(learner.arrays["weights"])
+    low, high = ends
+    if low.shape != weights.shape or high.shape != weights.shape:
+        raise ShapeError(
+            f"{len(weights)} weights need as many lowest and highest numbers, got {low.shape} and "
+            f"{high.shape}"
+        )
+    outside = np.flatnonzero((weights < low) | (weights > high))
+    if len(outside):
+        at = int(outside[0])
+        raise ConfigError(
+            f"weight {at} begins as {int(weights[at])} and its ends are {int(low[at])} and "
+            f"{int(high[at])}; bring the weights between their ends first"
         )

@@ -97,6 +97,9 @@ class Machine(Elaboratable):  # type: ignore[misc]
                 "products": memory(signed(WORD), n),
                 "gains": memory(signed(WORD), n),
             }
+        if layout.ends is not None:
+            low, high = (np.asarray(end, np.int64) & ((1 << w) - 1) for end in layout.ends)
+            found["ends"] = memory(unsigned(2 * w), layout.weight_at[-1], low | high << w)
         if layout.exponential:
             powers = np.asarray(arrays["powers"], np.int64)
             rows = powers[:-1] | (powers[:-1] - powers[1:]) << (TABLE + 1)
@@ -145,7 +148,7 @@ class Machine(Elaboratable):  # type: ignore[misc]
         for name, memory in self.memories.items():
             m.submodules[name] = memory
             self.reads[name] = memory.read_port()
-            if name != "powers":
+            if name not in ("powers", "ends"):
                 self.writes[name] = memory.write_port()
         self._registers()
         self._walks()
@@ -369,8 +372,14 @@ class Machine(Elaboratable):  # type: ignore[misc]
                 write("errors", Mux(slope, self.clip(rounded, low, high), 0))
         old = Signal(signed(layout.width))
         m.d.comb += old.eq(self._later(self._named("weights"), reach - 1))
+        new = Signal(signed(layout.width))
+        m.d.comb += new.eq(self.clip(old - rounded, low, high))
+        if layout.ends is not None:  # of the weight that is written in the next clock
+            port, w = self.reads["ends"], layout.width
+            m.d.comb += port.addr.eq(place + there)
+            new = self.clip(new, port.data[:w].as_signed(), port.data[w:].as_signed())
         with m.If(there & self._is("descend", "follow")):
-            write("weights", self.clip(old - rounded, low, high))
+            write("weights", new)
         if not layout.least_squares:
             return
         least, most = -(1 << (WORD - 1)), (1 << (WORD - 1)) - 1
