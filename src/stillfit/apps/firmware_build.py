@@ -54,14 +54,16 @@ def build(
     A folder for each network: pipelined Verilog, a self-checking test bench with recorded vectors,
     the weight image of reloadable weights, a resource report and a README. Above them, for a
     fixed-point E2E version, the same of the whole vertex chain: track words in, vertex and
-    association flags out.
+    association flags out. Where hls4ml is installed, an hls4ml project of each network.
 
     \b
     Example:
       stillfit firmware build 3fa81b --store runs/demo/registry --out my-firmware
     """
+    import dataclasses
     import json as text
 
+    from stillfit.apps.firmware_hls import write_hls_projects
     from stillfit.apps.screen import complain, say, tell_json
     from stillfit.firmware.synthesis import find_yosys
 
@@ -103,6 +105,10 @@ def build(
             f"{size.dsp:,.0f} DSP, {size.bram:g} BRAM; the vertex {project.chain.clocks} clocks "
             "after an event's last words"
         )
+    hls = write_hls_projects(project, out)
+    told["hls4ml"] = dataclasses.asdict(hls)
+    readme += hls.page
+    lines += hls.lines
     (out / "project.json").write_text(text.dumps(told, indent=2) + "\n")
     (out / "README.md").write_text(readme)
     if json:
@@ -110,7 +116,6 @@ def build(
         return 0
     for line in lines:
         say(line)
-    say("an hls4ml project is not written by this version of stillfit")
     return 0
 
 
@@ -132,6 +137,9 @@ def check(
     engine: Annotated[
         str, typer.Option("--engine", metavar="NAME", help="auto, cxxrtl or verilator.")
     ] = "auto",
+    hls4ml: Annotated[
+        bool, typer.Option("--hls4ml", help="Also run the C simulation of hls4ml projects.")
+    ] = False,
     seed: Seed = 1,
     json: Json = False,
 ) -> int:
@@ -148,6 +156,7 @@ def check(
     """
     import dataclasses
 
+    from stillfit.apps.firmware_hls import check_hls_project
     from stillfit.apps.screen import complain, say, tell_json
     from stillfit.firmware.checking import check as simulated
     from stillfit.firmware.simulation import ENGINES
@@ -161,6 +170,7 @@ def check(
     find_yosys(complain)  # says on standard error that the first start takes long
     networks: dict[str, Equality] = {}
     chain: dict[str, Equality] = {}
+    hls: dict[str, Equality] = {}
 
     def tell(block: str, answer: Equality, what: str) -> None:
         first = f"; first: {answer.first}" if answer.first else ""
@@ -180,16 +190,19 @@ def check(
             )
             networks[rtl.name] = answer
             tell(rtl.traced.name, answer, "vectors")
+            if hls4ml:
+                hls[rtl.name] = check_hls_project(project, one, vectors, folder)
+                tell(f"{rtl.traced.name}, hls4ml", hls[rtl.name], "vectors")
         if project.chain is not None and events:
             chain = _chain(project, folder, events, chosen)
             for block, answer in chain.items():
                 what = "tracks" if "flag" in block else "events"
                 tell(f"chain, {block}", answer, what)
-    wrong = sum(answer.wrong for answer in (*networks.values(), *chain.values()))
+    wrong = sum(answer.wrong for part in (networks, chain, hls) for answer in part.values())
     if json:
         parts = {
             name: {block: dataclasses.asdict(answer) for block, answer in answers.items()}
-            for name, answers in (("networks", networks), ("chain", chain))
+            for name, answers in (("networks", networks), ("chain", chain), ("hls4ml", hls))
         }
         tell_json({"version": stored.version, "engine": engine, "wrong": wrong, **parts})
     return NO if wrong else 0
