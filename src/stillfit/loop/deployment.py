@@ -46,6 +46,8 @@ from stillfit.streams.joining import Joiner
 from stillfit.streams.store import LabelledStore, is_held_out
 from stillfit.updaters.contract import Learner, Updater
 
+SYNTHESISED, NOT_SYNTHESISED = "synthesised", "synthesis-failed"
+
 
 class Staged(NamedTuple):
     """A version that passed its gates and waits for its window.
@@ -118,6 +120,7 @@ class Deployment:
         for condition in np.unique(nominal.conditions):
             self.remembered[str(condition)] = self.serving
         self.terms[self.serving] = Term(str(nominal.conditions[0]))
+        self._synthesise(now)
         self.watch.calibrate(self.serving, nominal, nominal, "begin", self.asked, now)
         training = self._training(nominal)
         for name, rung in self._updaters():
@@ -345,6 +348,8 @@ class Deployment:
             self._begin_term(staged.version, staged.condition, staged.since)
             self.baking = self.lane.probation.init()
         self._change(staged.version, now)
+        if staged.kind == "switch":
+            self._synthesise(now)
         self._refer(store, "switch", now)
 
     # ---------------------------------------------------------------------------------------------
@@ -355,6 +360,24 @@ class Deployment:
             self.served.append(version)
         self.past = Past(change=now, request=self.past.request)
         self.watch.forget()
+
+    def _synthesise(self, now: float) -> None:
+        """Journal what the chip's slower tools say of the version that begins to serve.
+
+        They may fail or be absent: then that is journaled, and the version serves all the same.
+        """
+        chip, version = self.lane.chip, self.serving
+        if chip is None or self.writer.recall((SYNTHESISED, NOT_SYNTHESISED), version):
+            return
+        try:
+            size = chip.promoted(self.shelf.get(version))
+        except Exception as error:  # noqa: BLE001  (whatever a tool does, serving goes on)
+            because = f"{type(error).__name__}: {error}"
+            self._journal(NOT_SYNTHESISED, now, version=version, because=because)
+            return
+        if size is not None:
+            self._journal(SYNTHESISED, now, version=version, because=size.method,
+                          footprint=dataclasses.asdict(size))  # fmt: skip
 
     def _go_back(self, order: Entry, now: float, store: LabelledStore) -> None:
         """A person's rollback: at once, in any window, and what was on its way is dropped."""

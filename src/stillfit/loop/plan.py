@@ -48,6 +48,13 @@ class Chip(Protocol):
         """Whether the circuit answers `examples` as the model does; None: not looked at."""
         ...
 
+    def promoted(self, model: Model) -> Footprint | None:
+        """What slower tools say of a version that begins to serve; None: they are not asked.
+
+        It is journaled and changes nothing, whatever comes of it.
+        """
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lane:

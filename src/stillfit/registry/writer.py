@@ -13,7 +13,7 @@ it to the loop's step. On a replay it is given at that very step again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,19 @@ class Writer:
             return self._again(draft)
         self._check(draft)
         return self._new(draft)
+
+    def recall(self, kinds: Collection[str], version: VersionId | None) -> Entry | None:
+        """On a replay, pass over the next entry if it is of these kinds and of that version.
+
+        For what a tool of this machine has said, which need not say the same again: the entry
+        stands, and the tool is not asked. None: nothing of the kind was written here.
+        """
+        entry = self._stored[0] if self._stored else None
+        if entry is None or entry.kind not in kinds or entry.version != version:
+            return None
+        self._stored.popleft()
+        self._position = entry.seq + 1
+        return entry
 
     def deploy(self, version: VersionId, time: float, because: str, **facts: Any) -> Entry:
         """The first version of a lane begins to serve."""
