@@ -80,6 +80,7 @@ def ways(effort: Effort) -> dict[str, tuple[str, dict[str, Rung]]]:
     return {
         "fasthisto": ("FastHisto", {}),
         "frozen": ("Frozen network", {}),
+        "frozen-fixed": ("Frozen circuit", {}),
         "recalibrate": ("Recalibrate", {"recalibrate": recalibrate}),
         "finetune": ("Fine-tune", {"finetune": FineTune(schedule=tune)}),
         "replay": ("Replay", {"replay": replay}),
@@ -120,6 +121,7 @@ def ways(effort: Effort) -> dict[str, tuple[str, dict[str, Rung]]]:
 # Lanes whose network is in fixed point and is measured as a circuit; the others are float. Their
 # first model goes by the name of FIXED.
 CHIPS = {
+    "frozen-fixed": VertexChip(design="reloadable"),
     "retrain-fixed": VertexChip(design="constant"),
     "tune-fixed": VertexChip(design="constant"),
     "retrain-reloadable": VertexChip(design="reloadable"),
