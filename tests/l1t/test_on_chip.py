@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillfit.core.arrays import Ragged
-from stillfit.core.errors import ConfigError, DataError, ShapeError
+from stillfit.core.errors import DataError, ShapeError
 from stillfit.core.events import Examples
 from stillfit.core.values import Budget, Candidate
 from stillfit.l1t.conditions import nominal
@@ -286,14 +286,6 @@ def test_the_budget_is_refused_with_the_figures(serving, events):
     assert SGD.account(serving).macs == 1522
     assert isinstance(learned(SGD, serving, events, budget=EmbeddedBudget(macs_per_example=1522)),
                       Candidate)  # fmt: skip
-
-
-def test_no_circuit_is_built_that_would_not_keep_the_ends(serving):
-    pytest.importorskip("amaranth", reason="the extra [firmware] is not installed")
-    from stillfit.apps.learner_rtl import rtl_of
-
-    with pytest.raises(ConfigError, match="each weight of this network has ends of its own"):
-        rtl_of(SGD, serving, np.random.default_rng(1))
 
 
 def test_a_perturbation_is_declined(serving, events):
