@@ -123,30 +123,11 @@ def inference(
 
 def learning(stored: StoredNetwork, run: Path, updater: str, name: str) -> Header:
     """The header of a version that learns on, as an embedded updater of a run file."""
-    import numpy as np
-
-    from stillfit.apps.firmware_learner import dense_in, described
-    from stillfit.apps.runfile import read
-    from stillfit.core.tables import did_you_mean
+    from stillfit.apps.firmware_learner import dense_in, described, going_on
     from stillfit.firmware.c99 import learner_header
-    from stillfit.updaters.embedded import EmbeddedLearner
-    from stillfit.updaters.embedded import device as devices
 
-    settings = read(run)
-    embedded = [n for n, rung in settings.rungs.items() if isinstance(rung, EmbeddedLearner)]
-    learner = settings.rungs.get(updater)
-    if not isinstance(learner, EmbeddedLearner):
-        raise ConfigError(
-            f"{run.name} has no embedded updater {updater!r}{did_you_mean(updater, embedded)}; "
-            f"its embedded ones: {', '.join(embedded) or 'none'}"
-        )
-    model = stored.model
-    device, plan = learner.switched_on(model, np.random.default_rng(settings.head.seed))
-    if "random" in stored.learner and "weights" in stored.learner:
-        was = devices.restore(device, stored.learner)
-        if np.array_equal(was.weights, device.weights):  # it is this version's own state
-            device = was
-    return learner_header(described(device, plan, dense_in(model)), name)
+    _, device, plan = going_on(stored, run, updater)
+    return learner_header(described(device, plan, dense_in(stored.model)), name)
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

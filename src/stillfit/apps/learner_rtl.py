@@ -30,9 +30,30 @@ def rtl_of(
             "there is no circuit for it; EmbeddedSGD, EmbeddedLMS and EmbeddedRLS have one"
         )
     device, plan = updater.switched_on(model, rng)
+    return circuit(updater, model, device, plan, name), device, plan
+
+
+def circuit(
+    updater: EmbeddedLearner, model: Model, device: Device, plan: Plan, name: str = "learner"
+) -> LearnerDesign:
+    """The circuit of a device as it stands; weights keep the ends that the network gives them."""
     part = part_of(model, Examples.empty())
     ends = None if isinstance(part, str) else part.ends(updater.numbers)
-    return learner_rtl(described(device, plan), name, ends=ends), device, plan
+    return learner_rtl(described(device, plan), name, ends=ends)
+
+
+def drawn(
+    updater: EmbeddedLearner, device: Device, plan: Plan, n: int, seed: int
+) -> tuple[Array, Array]:
+    """Examples to compare with: inputs near the middle, every fourth row all over the numbers."""
+    numbers, rng = updater.numbers, np.random.default_rng(seed)
+    x = numbers.integers(rng.normal(size=(n, int(device.sizes[0])))).astype(np.int64)
+    x[::4] = rng.integers(numbers.low, numbers.high + 1, x[::4].shape)
+    if plan.loss in (kernels.MEAN, kernels.GAUSSIAN):
+        t = numbers.integers(rng.normal(size=n))
+    else:
+        t = rng.integers(0, int(device.sizes[-1]), n)
+    return x.astype(numbers.dtype), t.astype(np.int32)
 
 
 def trajectory(

@@ -8,6 +8,7 @@ Needs the extra `[firmware]`.
 from stillfit.firmware.learning.checking import Trajectory, check_learner, compiled, state_image
 from stillfit.firmware.learning.design import LearnerDesign, learner_rtl
 from stillfit.firmware.learning.layout import Cycles
+from stillfit.firmware.learning.project import write_learner
 
 __all__ = [
     "Cycles",
@@ -17,4 +18,5 @@ __all__ = [
     "compiled",
     "learner_rtl",
     "state_image",
+    "write_learner",
 ]

@@ -44,6 +44,10 @@ class Trajectory:
     covariance: NDArray[np.int64] | None = None
     guards: NDArray[np.int64] | None = None
 
+    def first(self, steps: int) -> Trajectory:
+        """Its first steps."""
+        return _part(self, slice(0, steps))
+
     @property
     def digest(self) -> str:
         """SHA-256 of the examples."""
@@ -66,7 +70,7 @@ def check_learner(
     told: Trajectory,
     folder: Path,
     *,
-    engine: Engine = "cxxrtl",
+    engine: Engine = "auto",
     state: Learner | None = None,
     built: Simulator | None = None,
     diverged: bool = False,
@@ -106,13 +110,39 @@ def check_learner(
     )
 
 
-def compiled(design: LearnerDesign, folder: Path, *, engine: Engine = "cxxrtl") -> Simulator:
+def recorded(
+    design: LearnerDesign, told: Trajectory
+) -> tuple[dict[str, Words], dict[str, NDArray[np.int64]]]:
+    """A run clock by clock: rows of the inputs, and what stands there after each clock's edge.
+
+    `answers` and `shown` are 1 where `out_value` and `state_value` are due.
+    """
+    _complete(design, told)
+    plan = _schedule(design, told, None)
+    clocks = len(plan.rows["rst"])
+    due = {
+        name: np.zeros(clocks, np.int64)
+        for name in ("answers", "shown", "out_value", "state_value")
+    }
+    layout, outputs = design.layout, design.learner.sizes[-1]
+    steps: NDArray[np.int64] = np.cumsum(plan.learns) - plan.learns
+    # The last pass before the errors writes an output at the end of each row.
+    last = layout.passes[layout.forwards - 1]
+    ends = layout.cycles.forward - 1 - layout.clocks(last)  # to where it sets its addresses
+    rows = ends + last.columns * np.arange(1, outputs + 1) + layout.reach
+    where = plan.begins[:, None] + rows - 1
+    due["answers"][where] = 1
+    due["out_value"][where] = told.outputs[steps]
+    words = plan.reads[:, None] + np.arange(len(_words(design)))
+    due["shown"][words] = 1
+    due["state_value"][words] = _state(design, told) & 0xFFFFFFFF
+    return plan.rows, due
+
+
+def compiled(design: LearnerDesign, folder: Path, *, engine: Engine = "auto") -> Simulator:
     """The design as a program; 10 to 30 s, nearly all of it the compilers'."""
-    made = design.write(folder)
-    source = made.with_suffix(".il") if engine == "cxxrtl" else made
-    return simulator(
-        [source], design.name, *design.ports, folder / "simulation", engine=engine
-    )  # fmt: skip
+    made = design.write(folder).with_suffix(".il")
+    return simulator([made], design.name, *design.ports, folder / "simulation", engine=engine)
 
 
 def _complete(design: LearnerDesign, told: Trajectory) -> None:
@@ -156,7 +186,7 @@ def _refuse_diverged(design: LearnerDesign, told: Trajectory) -> None:
 def _part(told: Trajectory, steps: slice) -> Trajectory:
     """Some steps of a trajectory."""
     values = {f.name: getattr(told, f.name) for f in fields(told)}
-    return Trajectory(**{n: None if v is None else v[steps] for n, v in values.items()})
+    return replace(told, **{n: v[steps] for n, v in values.items() if v is not None})
 
 
 def _state_after(learner: Learner, told: Trajectory) -> Learner:
