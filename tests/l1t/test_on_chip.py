@@ -154,6 +154,7 @@ def test_with_ends_the_kernels_equal_the_reference_bit_for_bit(serving, events, 
     x, t = part.examples(events, learner.numbers)
     device, plan = learner.switched_on(serving, np.random.default_rng(5))
     ends = part.ends(learner.numbers)
+    assert (device.weights >= ends[0]).all() and (device.weights <= ends[1]).all()
     plain = Reference(device, plan, ends)
     kernels.learn(device, plan, x[:60], t[:60], ends)
     plain.learn(x[:60], t[:60])
