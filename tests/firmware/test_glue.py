@@ -69,13 +69,14 @@ def test_the_peak_as_rtl_equals_the_chains_integers(form, tmp_path):
         "found": peaks.found, "best": peaks.best, "score": peaks.score, "done": mean.done,
         "z0": mean.z0, "close": peaks.overrun, "slow": mean.overrun,
     }  # fmt: skip
-    made = write_verilog(both, "peaks", ins, outs, tmp_path)
+    made = write_verilog(both, "peaks", ins, outs, tmp_path, parts=peaks.parts)
     built = simulator(
         [made.with_suffix(".il")],
         "peaks",
         {name: len(one) for name, one in ins.items()} | {"rst": 1},
         {name: len(one) for name, one in outs.items()},
         tmp_path / "sim",
+        whole=tuple(peaks.parts),
         level=0,
     )
     fed, bins, weights, offsets = stream(form, np.random.default_rng(4))

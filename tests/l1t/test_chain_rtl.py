@@ -47,7 +47,9 @@ def calibrate(model: Model, seed: int) -> Model:
         network.pattern.bias.fill_(0.0237 * seed)
         network.pattern.taps.mul_(1 - 0.1 * seed)
         network.associate[2].weight.mul_(1 - 0.05 * seed)
-        network.calibration.threshold.fill_(0.05 * seed)
+    logits = vectors_of(twin, 20, (0, 1)).whole.logits
+    at = float(np.quantile(logits, 0.4 + 0.1 * seed)) * 2.0**-network.logit_fraction
+    network.calibration.threshold.fill_(at)
     return twin
 
 
