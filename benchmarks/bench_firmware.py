@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from stillfit.apps.learner_rtl import drawn, rtl_of, trajectory
 from stillfit.firmware.devices import device
 from stillfit.firmware.footprints import estimate
+from stillfit.firmware.learning import check_learner, compiled
 from stillfit.firmware.tracing import Design
 from stillfit.l1t.chip import VertexChip, circuits
 from stillfit.l1t.conditions import nominal
@@ -21,6 +25,9 @@ from stillfit.l1t.recipe import vertex_examples
 from stillfit.l1t.vertex import VertexTask
 from stillfit.models.fixed import MagnitudePruning, calibrated
 from stillfit.models.model import Architecture, Model
+from stillfit.models.networks import MLP, WithNoise
+from stillfit.models.task import Regression
+from stillfit.updaters.embedded import EmbeddedSGD
 
 Row = tuple[str, float, str]
 DESIGNS: tuple[Design, ...] = ("constant", "reloadable")
@@ -66,4 +73,25 @@ def run(events: int = 120) -> list[Row]:
             traced.weight.run(codes)
             spent = time.perf_counter() - started
             rows.append((f"weight network as logic, {what}", len(codes) / spent, "tracks/s"))
-    return rows
+    return rows + learning()
+
+
+def learning(steps: int = 2000) -> list[Row]:
+    """SGD on 3-10-10-1 as a circuit: compiled, simulated and compared with the kernels."""
+    torch.manual_seed(0)
+    network = WithNoise(MLP(3, (10, 10), 1)).eval()
+    model = Model(network, Regression(features=("x",)), Architecture("mlp"))
+    updater = EmbeddedSGD(rate=2**-6)
+    design, begun, plan = rtl_of(updater, model, np.random.default_rng(1))
+    told = trajectory(begun, plan, *drawn(updater, begun, plan, steps, 1))
+    with tempfile.TemporaryDirectory() as place:
+        started = time.perf_counter()
+        built = compiled(design, Path(place))
+        ready = time.perf_counter()
+        assert not check_learner(design, told, Path(place), built=built).wrong
+        spent = time.perf_counter() - ready
+    return [
+        ("a learner of 3-10-10-1 (SGD) written and compiled", ready - started, "s"),
+        (f"{steps} learning steps in RTL and compared", spent, "s"),
+        ("clocks of a learning step", design.cycles.update, "clocks"),
+    ]

@@ -71,8 +71,12 @@ def main() -> None:
         if given.names and not any(part in name for part in given.names):
             continue
         begun, plan = updater.switched_on(network(sizes), np.random.default_rng(0))
-        reach = np.full(len(begun.weights), 4 << plan.fraction, np.int32)
-        ends = (-reach, reach) if updater.numbers == TRIGGER else None
+        # Ends as masks and formats draw them: no room for three quarters of the weights.
+        rng = np.random.default_rng(1)
+        reach = (rng.random(len(begun.weights)) < 0.25) * rng.integers(1, 5000, len(begun.weights))
+        ends = (
+            (begun.weights - reach, begun.weights + reach) if updater.numbers == TRIGGER else None
+        )
         design = learner_rtl(described(begun, plan), ends=ends)
         made = design.footprint(chip)
         layout, cycles = design.layout, design.cycles
