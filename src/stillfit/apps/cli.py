@@ -105,7 +105,10 @@ def demo(
         Path, typer.Option("--out", metavar="DIR", help="Where registry and report go.")
     ] = Path("runs/demo"),
     lanes: Annotated[
-        str | None, typer.Option("--lanes", metavar="A,B,..", help="Lanes; all by default.")
+        str | None,
+        typer.Option(
+            "--lanes", metavar="A,B,..", help="Lanes; fasthisto,frozen,retrain,dark by default."
+        ),
     ] = None,
     scenario: Annotated[
         str | None,
@@ -318,7 +321,7 @@ def history(
 
     \b
     Example:
-      stillfit history --store runs/demo/registry --lane ladder --kind switch --kind rollback
+      stillfit history --store runs/demo/registry --lane dark --kind switch --kind rollback
       stillfit history --store runs/demo/registry --at 36h
     """
     from stillfit.apps import inspect
@@ -370,7 +373,7 @@ def versions(
 
     \b
     Example:
-      stillfit versions --store runs/demo/registry --lane ladder
+      stillfit versions --store runs/demo/registry --lane dark
       stillfit versions --store runs/demo/registry --lineage 3fa81b
     """
     from stillfit.apps import inspect
@@ -450,7 +453,7 @@ def rollback(
 
     \b
     Example:
-      stillfit rollback --store runs/demo/registry --lane ladder --because "fill 12 was bad"
+      stillfit rollback --store runs/demo/registry --lane dark --because "fill 12 was bad"
     """
     return _order("rollback", store, lane, because, by, json, to)
 
@@ -463,7 +466,7 @@ def hold(store: Store, lane: OneLane, because: Because, by: By = None, json: Jso
 
     \b
     Example:
-      stillfit hold --store runs/demo/registry --lane ladder --because "calibration run"
+      stillfit hold --store runs/demo/registry --lane dark --because "calibration run"
     """
     return _order("hold", store, lane, because, by, json)
 
@@ -474,7 +477,7 @@ def resume(store: Store, lane: OneLane, because: Because, by: By = None, json: J
 
     \b
     Example:
-      stillfit resume --store runs/demo/registry --lane ladder --because "labels repaired"
+      stillfit resume --store runs/demo/registry --lane dark --because "labels repaired"
     """
     return _order("resume", store, lane, because, by, json)
 
