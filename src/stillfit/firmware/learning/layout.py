@@ -50,7 +50,7 @@ class Pass:
     products x features) sum a row and write once per row; descend (error x input), follow (gain x
     error) and covariance (gain x product, of the upper triangle) write at every product. `reads`:
     walks by memory. `target`: first address that is written. `one`: the last column's right
-    operand is 1, the bias's input. `last`: the last layer. `unit`: outputs whose rows these are.
+    operand is 1, the bias's input. `last`: the last layer.
     """
 
     kind: Kind
