@@ -67,7 +67,7 @@ def test_every_version_that_begins_to_serve_is_counted_once_and_recorded(tmp_pat
     assert [e.seq for e in counted] == [e.seq + 1 for e in served]
     assert len(chip.asked) == len(served)
     for entry in counted:
-        assert entry.kind == "synthesised" and entry.because == "synthesis"
+        assert entry.kind == "synthesised" and entry.because == "4 LUT (synthesis)"
         assert entry.payload["footprint"]["lut"] == 4.0
         assert entry.payload["footprint"]["tools"] == {"yosys": "0.1"}
 

@@ -31,7 +31,7 @@ from stillfit.registry import Entry, Registry
 
 TOLD = ("deploy", "alarm", "clear", "request", "declined", "refused", "staged", "switch", "kept",
         "rollback", "hold", "resume", "call", "withdrawn", "monitor-failed",
-        "updater-failed", "policy-failed", "note")  # fmt: skip
+        "updater-failed", "policy-failed", "synthesised", "synthesis-failed", "note")  # fmt: skip
 L1T_METRICS = (
     Metric(name="efficiency", title="Efficiency |dz| < 0.15 cm"),
     Metric(name="balanced_accuracy", title="Balanced accuracy of the association"),

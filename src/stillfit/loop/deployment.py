@@ -376,7 +376,8 @@ class Deployment:
             self._journal(NOT_SYNTHESISED, now, version=version, because=because)
             return
         if size is not None:
-            self._journal(SYNTHESISED, now, version=version, because=size.method,
+            used = ", ".join(f"{n:,.10g} {name.upper()}" for name, n in size.used().items())
+            self._journal(SYNTHESISED, now, version=version, because=f"{used} ({size.method})",
                           footprint=dataclasses.asdict(size))  # fmt: skip
 
     def _go_back(self, order: Entry, now: float, store: LabelledStore) -> None:

@@ -47,6 +47,8 @@ STEPS = {
     "monitor-failed": "a monitor failed; serving went on",
     "updater-failed": "an updater failed; serving went on",
     "policy-failed": "a policy failed; serving went on",
+    "synthesised": "synthesised as a circuit",
+    "synthesis-failed": "synthesis failed; serving went on",
     **MEANING,
 }
 

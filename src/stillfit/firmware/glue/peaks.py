@@ -125,7 +125,7 @@ class PeaksInRegisters(Peaks):
     The answer comes `CYCLES` clocks after `last`; the next `last` may come as long after it.
     """
 
-    CYCLES = 9
+    CYCLES = 8
 
     def __init__(self, **knobs: Any) -> None:
         super().__init__(**knobs)
@@ -195,7 +195,7 @@ class PeaksInMemory(Peaks):
     The answer comes `CYCLES` clocks after `last`; the next `last` must not come earlier.
     """
 
-    CYCLES = BINS + 9
+    CYCLES = BINS + 7
 
     def elaborate(self, platform: Any) -> Any:
         m = Module()
