@@ -51,8 +51,7 @@ def learner(
 
     \b
     Example:
-      stillfit firmware learner 3fa81b --store runs/t/registry --out learner --run t.toml \\
-          --updater embedded-sgd
+      stillfit firmware learner 3fa81b --store r/registry --out d --run t.toml --updater lms
     """
     import dataclasses
 
