@@ -68,7 +68,7 @@ class Recipe:
     `window`: seconds that hold the newest experience and no older one. `classes`: of labels, 2 for
     tracks. `budget`: what every update must keep to. `online_batch`, `online_rate`: of one pass
     with SGD. `knobs`: by strategy, where a scenario's published or tried ones differ from what
-    the catalogue derives; `training`: likewise `epochs` and `batch` of its schedule.
+    the catalogue derives; `training`: likewise `epochs`, `batch` and `cosine` of its schedule.
     """
 
     scenario: str
@@ -118,7 +118,7 @@ class Recipe:
             batch=size,
             rate=self.rate if rate is None else rate,
             optimiser=self.optimiser,
-            cosine=self.cosine,
+            cosine=bool(own.get("cosine", self.cosine)),
             clip=self.clip,
         )
 
