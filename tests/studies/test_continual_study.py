@@ -275,6 +275,16 @@ def test_it_goes_on_and_runs_again_what_was_changed(small, monkeypatch):
     more = replace(study, options=replace(study.options, effort=0.1))
     run.run(more, out, told=heard.append)
     assert not any(told.stored for told in heard)
+    heard.clear()
+    monkeypatch.setattr(run, "_source", lambda scenario: "edited")
+    run.run(more, out, told=heard.append)
+    assert not any(told.stored for told in heard)
+
+
+def test_a_scenario_is_known_by_the_text_of_its_module():
+    known = {name: run._source(name) for name in SCENARIOS}
+    assert all("Recipe(" in text for text in known.values())
+    assert known["split-mnist"] == known["permuted-mnist"] != known["har"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,14 @@
 """All strategies through all scenarios at all seeds, in processes, each part once.
 
 Every (scenario, strategy, seed) is a file under `parts/`; what an interrupted call finished with
-the same knobs is not done again. A strategy whose knobs changed is.
+the same knobs is not done again. A strategy whose knobs changed is, and all of a scenario whose
+module changed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import time
@@ -14,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -207,7 +209,10 @@ def _stored(path: Path) -> Row | None:
 
 
 def _key(options: Options, scenario: str, seed: int, strategy: str, stored: Row) -> str:
-    """What a run depends on besides the code: options and the knobs, from the stored recipe."""
+    """What a run depends on: options, the knobs, from the stored recipe, and the scenario's module.
+
+    A strategy's own code is not looked at.
+    """
     recipe = stored.get("recipe")
     knobs = ""
     if recipe is not None:
@@ -216,7 +221,14 @@ def _key(options: Options, scenario: str, seed: int, strategy: str, stored: Row)
         knobs = repr([who.make(made, number) for number in (0, made.experiences - 1)])
         knobs += repr((who.whole, who.once, who.every))
     said = repr((replace(options, data=None), scenario, seed, strategy, knobs))
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    return hashlib.sha256((said + _source(scenario)).encode()).hexdigest()[:16]
+
+
+def _source(scenario: str) -> str:
+    """The text of the module that builds a scenario: its recipe cannot be had without its data."""
+    build = SCENARIOS[scenario].build
+    module = inspect.getmodule(build.func if isinstance(build, partial) else build)
+    return "" if module is None else inspect.getsource(module)
 
 
 def _recipe_row(recipe: Recipe) -> Row:
