@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stillfit.apps.learner_rtl import drawn, rtl_of, trajectory
+from stillfit.apps.firmware.rtl import drawn, rtl_of, trajectory
 from stillfit.firmware.devices import device
 from stillfit.firmware.footprints import estimate
 from stillfit.firmware.learning import check_learner, compiled

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from stillfit.apps.learner_rtl import rtl_of
+from stillfit.apps.firmware.rtl import rtl_of
 from stillfit.core.events import Examples
 from stillfit.core.predictive import Predictive
 from stillfit.core.values import Budget, Candidate, Footprint

@@ -12,7 +12,7 @@ import argparse
 import numpy as np
 import torch
 
-from stillfit.apps.firmware_learner import described
+from stillfit.apps.firmware.learners import described
 from stillfit.firmware.devices import device
 from stillfit.firmware.learning import learner_rtl
 from stillfit.models.model import Architecture, Model

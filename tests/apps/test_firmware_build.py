@@ -147,7 +147,7 @@ def test_networks_are_also_written_for_hls4ml(command, tmp_path, capsys):
 def test_without_hls4ml_the_rest_is_built_and_the_extra_is_named(
     command, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("stillfit.apps.firmware_hls.find_spec", lambda name: None)
+    monkeypatch.setattr("stillfit.apps.firmware.hls.find_spec", lambda name: None)
     out = tmp_path / "hdl"
     assert main(["firmware", "build", *command, "--out", str(out)]) == 0
     told = json.loads(capsys.readouterr().out)

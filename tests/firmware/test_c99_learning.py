@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from stillfit.apps.firmware_learner import dense_in, described
+from stillfit.apps.firmware.learners import dense_in, described
 from stillfit.core.errors import ConfigError
 from stillfit.firmware.c99 import learner_header, measured
 from stillfit.models.model import Architecture, Model

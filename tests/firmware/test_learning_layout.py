@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from stillfit.apps.firmware_learner import described
-from stillfit.apps.learner_rtl import rtl_of
+from stillfit.apps.firmware.learners import described
+from stillfit.apps.firmware.rtl import rtl_of
 from stillfit.core.errors import ConfigError, DataError, ShapeError
 from stillfit.firmware.learning import Trajectory, check_learner, learner_rtl
 from stillfit.firmware.learning.layout import Layout

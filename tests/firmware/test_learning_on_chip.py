@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stillfit.apps.learner_rtl import rtl_of, trajectory
+from stillfit.apps.firmware.rtl import rtl_of, trajectory
 from stillfit.firmware.learning import check_learner
 from stillfit.l1t.conditions import nominal
 from stillfit.l1t.e2e import E2E

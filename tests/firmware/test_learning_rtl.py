@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from stillfit.apps.firmware_learner import described
-from stillfit.apps.learner_rtl import rtl_of, trajectory
+from stillfit.apps.firmware.learners import described
+from stillfit.apps.firmware.rtl import rtl_of, trajectory
 from stillfit.core.errors import ConfigError, DataError
 from stillfit.firmware.learning import check_learner, compiled, learner_rtl, state_image
 from stillfit.models.model import Architecture, Model

@@ -17,11 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stillfit import __version__
-from stillfit.apps import (
-    firmware_build,  # noqa: F401 (its commands join the group)
-    firmware_c,  # noqa: F401
-    firmware_learning,  # noqa: F401
-)
 from stillfit.apps.command import (
     FAULT,
     MISUSE,

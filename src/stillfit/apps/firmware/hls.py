@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from stillfit.core.errors import StillfitError
 
 if TYPE_CHECKING:
-    from stillfit.apps.firmware_project import Network, Project
+    from stillfit.apps.firmware.project import Network, Project
     from stillfit.core.values import Equality
     from stillfit.firmware.hls import HlsProject
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stillfit.apps.command import Json, Store, command
-from stillfit.apps.firmware import firmware
-from stillfit.apps.firmware_version import StoredNetwork, require_fixed, stored_network
+from stillfit.apps.firmware.group import firmware
+from stillfit.apps.firmware.version import StoredNetwork, require_fixed, stored_network
 from stillfit.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def inference(
 
 def learning(stored: StoredNetwork, run: Path, updater: str, name: str) -> Header:
     """The header of a version that learns on, as an embedded updater of a run file."""
-    from stillfit.apps.firmware_learner import dense_in, described, going_on
+    from stillfit.apps.firmware.learners import dense_in, described, going_on
     from stillfit.firmware.c99 import learner_header
 
     _, device, plan = going_on(stored, run, updater)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stillfit.apps.command import NO, Json, Store, command
-from stillfit.apps.firmware import firmware
-from stillfit.apps.firmware_project import Wanted, write_project
-from stillfit.apps.firmware_version import stored_network
+from stillfit.apps.firmware.group import firmware
+from stillfit.apps.firmware.project import Wanted, write_project
+from stillfit.apps.firmware.version import stored_network
 from stillfit.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stillfit.apps.firmware_project import Project
+    from stillfit.apps.firmware.project import Project
     from stillfit.core.values import Equality
     from stillfit.firmware.simulation import Engine
 
@@ -63,7 +63,7 @@ def build(
     import dataclasses
     import json as text
 
-    from stillfit.apps.firmware_hls import write_hls_projects
+    from stillfit.apps.firmware.hls import write_hls_projects
     from stillfit.apps.screen import complain, say, tell_json
     from stillfit.firmware.synthesis import find_yosys
 
@@ -156,7 +156,7 @@ def check(
     """
     import dataclasses
 
-    from stillfit.apps.firmware_hls import check_hls_project
+    from stillfit.apps.firmware.hls import check_hls_project
     from stillfit.apps.screen import complain, say, tell_json
     from stillfit.firmware.checking import check as simulated
     from stillfit.firmware.simulation import ENGINES

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillfit.apps.firmware_version import StoredNetwork, require_fixed
+from stillfit.apps.firmware.version import StoredNetwork, require_fixed
 from stillfit.core.errors import ConfigError
 
 if TYPE_CHECKING:

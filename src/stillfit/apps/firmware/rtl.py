@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stillfit.apps.firmware_learner import described
+from stillfit.apps.firmware.learners import described
 from stillfit.core.arrays import Array
 from stillfit.core.errors import ConfigError
 from stillfit.core.events import Examples

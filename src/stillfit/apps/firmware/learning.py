@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from stillfit.apps.command import NO, Json, Store, command
-from stillfit.apps.firmware import firmware
+from stillfit.apps.firmware.group import firmware
 
 STEPS = 2000  # that are simulated by default
 
@@ -55,9 +55,9 @@ def learner(
     """
     import dataclasses
 
-    from stillfit.apps.firmware_learner import going_on
-    from stillfit.apps.firmware_version import stored_network
-    from stillfit.apps.learner_rtl import circuit, drawn, trajectory
+    from stillfit.apps.firmware.learners import going_on
+    from stillfit.apps.firmware.rtl import circuit, drawn, trajectory
+    from stillfit.apps.firmware.version import stored_network
     from stillfit.apps.screen import complain, say, tell_json
     from stillfit.core.errors import ConfigError
     from stillfit.firmware.devices import device as chip_of

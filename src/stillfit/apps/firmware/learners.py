@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stillfit.apps.firmware_version import StoredNetwork
+from stillfit.apps.firmware.version import StoredNetwork
 from stillfit.apps.runfile import read
 from stillfit.core.errors import ConfigError
 from stillfit.core.events import Examples

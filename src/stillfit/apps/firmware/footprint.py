@@ -1,4 +1,4 @@
-"""`stillfit firmware`: stored versions as circuits and C."""
+"""`stillfit firmware footprint`: what a stored version needs on a chip."""
 
 from __future__ import annotations
 
@@ -7,23 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stillfit.apps.command import NO, Json, Store, command
-from stillfit.apps.firmware_version import require_fixed, stored_network
+from stillfit.apps.firmware.group import firmware
+from stillfit.apps.firmware.version import require_fixed, stored_network
 from stillfit.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from stillfit.core.values import Footprint
-
-firmware = typer.Typer(
-    name="firmware",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Stored versions as circuits and C.",
-)
-
-
-@firmware.callback()
-def _firmware() -> None:
-    """Stored versions as circuits and C."""
 
 
 @command(firmware, "footprint")
