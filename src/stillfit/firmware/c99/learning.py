@@ -1,7 +1,7 @@
 """A device's learner as C: prediction and learning step, one example at a time.
 
 What it is given is plain numbers, so that this room needs to know nothing of who learns: the
-applications translate a strategy (`apps/firmware_c.py`).
+applications translate a strategy (`apps/firmware/c.py`).
 """
 
 from __future__ import annotations
