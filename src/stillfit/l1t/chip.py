@@ -25,8 +25,8 @@ from stillfit.firmware.footprints import Block, counted_block, estimate, totals
 from stillfit.firmware.synthesis import Count, find_yosys, synthesise
 from stillfit.firmware.tools import versions
 from stillfit.firmware.tracing import DESIGNS, Design, Traced, loaded, trace
-from stillfit.l1t.fixed import AWAY_FRACTION, STEPS_OF_Z, FixedE2E
-from stillfit.l1t.fixed_chain import SEEN, VertexChain, vertex_chain
+from stillfit.l1t.fixed import STEPS_OF_Z, FixedE2E
+from stillfit.l1t.fixed_chain import SEEN, SEEN_FRACTION, VertexChain, vertex_chain
 from stillfit.l1t.fixed_words import FRACTIONS, inputs_of_words, words_of
 from stillfit.l1t.trackword import FIELDS
 from stillfit.l1t.vertexing import BARREL_CELLS, BINS, ETA_CELLS, SECTOR_CELLS
@@ -44,9 +44,8 @@ PLACE = FIELDS["z0"].bits
 # Bits of pT, quality, |eta|, resolution and |bin - winning bin|, all without a sign.
 WIDTHS = np.array([11, FIELDS["quality"].bits, 11, 7])
 _WEIGHT_INPUT = Format.channels(0, WIDTHS[:3] - FRACTIONS[:3], FRACTIONS[:3])
-_SEEN_FRACTION = np.array([*FRACTIONS[SEEN], AWAY_FRACTION])
 _SEEN_WIDTH = np.array([*WIDTHS[SEEN], INDEX])
-_SEEN_INPUT = Format.channels(0, _SEEN_WIDTH - _SEEN_FRACTION, _SEEN_FRACTION)
+_SEEN_INPUT = Format.channels(0, _SEEN_WIDTH - SEEN_FRACTION, SEEN_FRACTION)
 
 
 class Circuits(NamedTuple):
