@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stillfit.apps.command import NO, Json, Store, command
-from stillfit.apps.firmware.group import firmware
+from stillfit.apps.firmware.group import Device, Version, firmware
 from stillfit.apps.firmware.project import Wanted, write_project
 from stillfit.apps.firmware.version import stored_network
 from stillfit.core.errors import ConfigError
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 
 LEAST = 10_000  # vectors by default
 EVENTS = 100  # of the chain by default
-Version = Annotated[str, typer.Argument(metavar="VERSION", help="An id or its first digits.")]
-Device = Annotated[
-    str, typer.Option("--device", metavar="NAME", help="A named device, or a TOML file of one.")
-]
 Design = Annotated[
     str, typer.Option("--design", metavar="NAME", help="constant or reloadable weights.")
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stillfit.apps.command import Json, Store, command
-from stillfit.apps.firmware.group import firmware
+from stillfit.apps.firmware.group import Version, firmware
 from stillfit.apps.firmware.version import StoredNetwork, require_fixed, stored_network
 from stillfit.core.errors import ConfigError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @command(firmware, "c")
 def c(
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="An id or its first digits.")],
+    version: Version,
     store: Store,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the headers go.")],
     name: Annotated[

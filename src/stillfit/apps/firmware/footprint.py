@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stillfit.apps.command import NO, Json, Store, command
-from stillfit.apps.firmware.group import firmware
+from stillfit.apps.firmware.group import Device, Version, firmware
 from stillfit.apps.firmware.version import require_fixed, stored_network
 from stillfit.core.errors import ConfigError
 
@@ -17,12 +17,9 @@ if TYPE_CHECKING:
 
 @command(firmware, "footprint")
 def footprint(
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="An id or its first digits.")],
+    version: Version,
     store: Store,
-    device: Annotated[
-        str,
-        typer.Option("--device", metavar="NAME", help="A named device, or a TOML file of one."),
-    ] = "xcvu13p",
+    device: Device = "xcvu13p",
     design: Annotated[
         str,
         typer.Option("--design", metavar="NAME", help="constant or reloadable weights."),

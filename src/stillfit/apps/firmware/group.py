@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 firmware = typer.Typer(
@@ -15,3 +17,9 @@ firmware = typer.Typer(
 @firmware.callback()
 def _firmware() -> None:
     """Stored versions as circuits and C."""
+
+
+Version = Annotated[str, typer.Argument(metavar="VERSION", help="An id or its first digits.")]
+Device = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="A named device, or a TOML file of one.")
+]

@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 from stillfit.apps.command import NO, Json, Store, command
-from stillfit.apps.firmware.group import firmware
+from stillfit.apps.firmware.group import Device, Version, firmware
 
 STEPS = 2000  # that are simulated by default
 
 
 @command(firmware, "learner")
 def learner(
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="An id or its first digits.")],
+    version: Version,
     store: Store,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the project goes.")],
     run: Annotated[Path, typer.Option("--run", metavar="RUN.toml", help="The run file.")],
@@ -26,9 +26,7 @@ def learner(
     name: Annotated[
         str, typer.Option("--name", metavar="WORD", help="Of the Verilog module.")
     ] = "learner",
-    device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="A named device, or a TOML file of one.")
-    ] = "xcvu13p",
+    device: Device = "xcvu13p",
     steps: Annotated[
         int,
         typer.Option("--steps", metavar="N", min=0, help="Learning steps to simulate; 0: none."),
